@@ -1,0 +1,166 @@
+"""What importers share: the source they read, the probe that tells formats apart, JSON line by line.
+
+An importer is a module with
+
+    FORMAT: str                                        # "claude_code"
+    def detect(probe: Probe) -> int                    # 0 = not mine … 100 = certainly mine
+    def read(source: Source) -> Iterator[Record]       # streams; memory does not grow with the file
+
+and one line in the table of `workbench.data.importers`. The rules that every importer keeps:
+
+* Every byte of the source is accounted for: it becomes a message, or is counted in `source.skipped`
+  under the name of its kind (records that are no speech), or is yielded as `Unreadable`. Nothing is dropped.
+* It never raises on content. Only OSError (the disk) may leave `read`.
+* Unknown record types and fields are tolerated (and counted); times are never assumed to be in order.
+* It yields a `Conversation` before the first message of it, and a `Checkpoint` where all that it has yielded is
+  whole (after each conversation of a file with many; the end of the file is a checkpoint by itself).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, BinaryIO, Protocol
+
+import orjson
+
+from workbench.data.records import Record, Unreadable
+
+HEAD_BYTES = 65536
+#: A line longer than this is not read into memory: it goes to quarantine (its first KEPT_RAW_BYTES do).
+MAX_LINE_BYTES = 256 << 20
+KEPT_RAW_BYTES = 1 << 20
+#: What conversion of a record of the wrong shape may raise; each becomes an `Unreadable`.
+SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+
+
+@dataclass
+class Source:
+    """An open, forward-only stream of bytes and what is known about it.
+
+    Args:
+        path: as shown to people and stored with every message ("/logs/a.jsonl", "export.zip!/conversations.json", "-").
+        stream: positioned at `start`; only read() and readline() are used.
+        start: byte offset to begin at (> 0 when a grown log is read from where it was left).
+        session: the Conversation fields kept from the earlier part of a log that is resumed (`start` > 0):
+            {"session_id": …, "meta": …}. None at `start` 0.
+        skipped: how many records of each kind were no speech.
+    """
+
+    path: str
+    stream: BinaryIO
+    start: int = 0
+    session: dict[str, Any] | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yields (byte offset, line with its newline). An over-long line comes in pieces without a newline."""
+        offset = self.start
+        readline = self.stream.readline
+        while line := readline(MAX_LINE_BYTES):
+            yield offset, line
+            offset += len(line)
+
+
+class Importer(Protocol):
+    """The shape of an importer module."""
+
+    FORMAT: str
+
+    def detect(self, probe: Probe) -> int: ...
+    def read(self, source: Source) -> Iterator[Record]: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The first bytes of a source, parsed as far as they can be, for `detect`.
+
+    `head` holds at least the first HEAD_BYTES of the source, or all of it (`complete`).
+    """
+
+    head: bytes
+    complete: bool = False
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The JSON objects among the first complete lines (JSONL); bad lines are passed over."""
+        rows = self.head.split(b"\n")
+        if not self.complete and len(rows) > 1:
+            rows.pop()
+        found = (_loads_or_none(row) for row in rows[:50])
+        return [row for row in found if isinstance(row, dict)]
+
+    @cached_property
+    def document(self) -> str:
+        """'{' or '[' for the first byte of a JSON document, '' for anything else."""
+        first = self.head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        return first.decode() if first in (b"{", b"[") else ""
+
+    @cached_property
+    def whole(self) -> Any:
+        """The parsed document where all of it is in `head`, else None."""
+        return _loads_or_none(self.head) if self.complete else None
+
+    def has_keys(self, *keys: str) -> bool:
+        """Whether all of the names stand as JSON keys somewhere in the head (nested ones included)."""
+        return all(b'"%s"' % key.encode() in self.head for key in keys)
+
+
+def _loads_or_none(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def unreadable(offset: int, raw: bytes, reason: str, unfinished: bool = False) -> Unreadable:
+    """An Unreadable for `raw`, of which at most KEPT_RAW_BYTES are kept."""
+    return Unreadable(offset, len(raw), reason, raw[:KEPT_RAW_BYTES], unfinished)
+
+
+def read_json_lines(
+    source: Source, convert: Callable[[dict[str, Any], int, int], Iterator[Record]]
+) -> Iterator[Record]:
+    """Drives a JSONL importer: each line is parsed and handed to `convert(row, offset, length)`.
+
+    A line that is no JSON object, or that `convert` cannot handle (SHAPE_ERRORS), becomes `Unreadable`; what
+    `convert` yielded for that line before it failed is dropped, so that a line is imported whole or not at all.
+    Blank lines are counted as skipped. The last line counts as unfinished if it has no newline and does not parse.
+    """
+    for offset, line in source.lines():
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if not line.strip():
+                source.skipped["blank line"] += 1
+                continue
+            ended = line.endswith(b"\n")
+            if not ended and len(line) == MAX_LINE_BYTES:
+                reason = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
+            else:
+                reason = f"not JSON: {error.msg}" + ("" if ended else " (last line has no end: still being written?)")
+            yield unreadable(offset, line, reason, unfinished=not ended and len(line) < MAX_LINE_BYTES)
+            continue
+        if not isinstance(row, dict):
+            yield unreadable(offset, line, f"a JSON object was expected, not {_json_type(row)}")
+            continue
+        try:
+            records = list(convert(row, offset, len(line)))
+        except SHAPE_ERRORS as error:
+            yield unreadable(offset, line, f"unexpected shape: {type(error).__name__}: {str(error)[:200]}")
+            continue
+        yield from records
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def as_text(value: Any) -> str:
+    """The verbatim text of a value: a string as it is, None as "", anything else as compact JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else orjson.dumps(value).decode()

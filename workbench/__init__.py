@@ -1,0 +1,1 @@
+"""Agent logs go in; compact memories, skills and smaller, better models come out."""
