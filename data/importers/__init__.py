@@ -9,7 +9,7 @@ from workbench.data.importers.base import Importer, Probe
 #: Module names, in the order in which they are asked; the highest `detect` wins, the first on a tie.
 IMPORTERS = (
     "claude_code", "codex", "gemini_cli", "pi", "chatgpt", "claude_ai", "openai_chat", "sharegpt",
-    "swe_agent", "openhands", "atif", "otel", "langsmith", "langfuse", "notes",
+    "swe_agent", "openhands", "atif", "otel", "langsmith", "langfuse", "workbench_log",
 )  # fmt: skip
 
 

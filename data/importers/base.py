@@ -19,7 +19,7 @@ and one line in the table of `workbench.data.importers`. The rules that every im
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
@@ -54,14 +54,19 @@ class Source:
     start: int = 0
     session: dict[str, Any] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    #: Set by lines(): how far the source has been read, and that it can be resumed at a line.
+    offset: int = 0
+    by_lines: bool = False
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yields (byte offset, line with its newline). An over-long line comes in pieces without a newline."""
-        offset = self.start
+        self.by_lines = True
+        self.offset = offset = self.start
         readline = self.stream.readline
         while line := readline(MAX_LINE_BYTES):
+            self.offset += len(line)
             yield offset, line
-            offset += len(line)
+            offset = self.offset
 
 
 class Importer(Protocol):
@@ -121,7 +126,7 @@ def unreadable(offset: int, raw: bytes, reason: str, unfinished: bool = False) -
 
 
 def read_json_lines(
-    source: Source, convert: Callable[[dict[str, Any], int, int], Iterator[Record]]
+    source: Source, convert: Callable[[dict[str, Any], int, int], Iterable[Record]]
 ) -> Iterator[Record]:
     """Drives a JSONL importer: each line is parsed and handed to `convert(row, offset, length)`.
 

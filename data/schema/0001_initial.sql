@@ -4,12 +4,11 @@ CREATE TABLE sources (
     source_id VARCHAR NOT NULL,          -- digest of the path
     path VARCHAR NOT NULL,
     format VARCHAR,                      -- NULL: not recognised as a log
-    size_bytes BIGINT NOT NULL,
+    size_bytes BIGINT NOT NULL,          -- -1: reading was interrupted at bytes_read
     mtime_ns BIGINT NOT NULL,
     bytes_read BIGINT NOT NULL,          -- where the next read begins (logs that grow)
     fingerprint VARCHAR NOT NULL,        -- digest of the bytes just before bytes_read: tells growth from replacement
     session JSON,                        -- what a resumed read must know of the session
-    num_messages BIGINT NOT NULL,
     skipped JSON,                        -- {kind: count} of records that are no speech
     updated_at TIMESTAMPTZ NOT NULL
 );
@@ -56,6 +55,7 @@ CREATE TABLE parts (
     part_id VARCHAR NOT NULL,
     message_id VARCHAR NOT NULL,
     conversation_id VARCHAR NOT NULL,
+    ordinal INTEGER NOT NULL,            -- order of parts: by seq, then ordinal
     kind VARCHAR NOT NULL,               -- workbench.data.records.PART_KINDS
     text VARCHAR NOT NULL,
     name VARCHAR,

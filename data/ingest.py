@@ -1,0 +1,304 @@
+"""ingest: sources in, conversations in the store. Incremental, interruptible, one transaction for whole conversations."""
+
+from __future__ import annotations
+
+import errno
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import duckdb
+import orjson
+
+from workbench.data import importers
+from workbench.data.importers.base import Source, unreadable
+from workbench.data.records import Checkpoint, Conversation, Message, Unreadable, digest
+from workbench.data.sources import Found, find, opened, probe
+from workbench.data.store import Store, store_errors
+from workbench.data.writer import BATCH_BYTES, Writer
+from workbench.errors import InputError
+
+#: Commit at the next checkpoint after this many bytes of source or seconds: enough to make commits cheap, short enough
+#: for waiting processes and for what a kill can cost.
+COMMIT_BYTES = BATCH_BYTES
+COMMIT_SECONDS = 1.0
+FINGERPRINT_BYTES = 4096
+
+#: Called inside the transaction with the ids of the conversations that changed; returns (added, unchanged) exchanges.
+OnChange = Callable[[duckdb.DuckDBPyConnection, list[str]], tuple[int, int]]
+
+
+@dataclass
+class Report:
+    """What an ingest did. `unchanged` counts what was met again: re-read, or in files that did not change."""
+
+    files: int = 0
+    files_unchanged: int = 0
+    not_logs: list[str] = field(default_factory=list)
+    conversations_added: int = 0
+    conversations_updated: int = 0
+    conversations_unchanged: int = 0
+    messages_added: int = 0
+    messages_unchanged: int = 0
+    exchanges_added: int = 0
+    exchanges_unchanged: int = 0
+    quarantined: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    bytes_read: int = 0
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """The object that `ingest --json` ends with."""
+        return {
+            "conversations": {
+                "added": self.conversations_added,
+                "updated": self.conversations_updated,
+                "unchanged": self.conversations_unchanged,
+            },
+            "messages": {"added": self.messages_added, "unchanged": self.messages_unchanged},
+            "exchanges": {"added": self.exchanges_added, "unchanged": self.exchanges_unchanged},
+            "quarantined": self.quarantined,
+            "seconds": round(self.seconds, 3),
+            "files": {"read": self.files, "unchanged": self.files_unchanged, "not_logs": self.not_logs},
+            "formats": dict(self.formats),
+            "skipped": dict(self.skipped),
+            "bytes_read": self.bytes_read,
+        }
+
+
+def ingest(
+    store: Store,
+    paths: Iterable[str],
+    *,
+    format: str | None = None,
+    on_change: OnChange | None = None,
+    progress: Callable[[str, Report], None] | None = None,
+) -> Report:
+    """Reads logs into the store.
+
+    Args:
+        paths: files, folders, zips, or "-" for standard input.
+        format: an importer's name; None = detected from the content of each source.
+        on_change: builds what is derived (exchanges, postings) in the same transaction.
+        progress: called with the path of each source before it is read, and the report so far.
+
+    Raises: InputError, StoreError. A kill at any moment leaves whole conversations only; run again to go on.
+    """
+    if format is not None and format not in importers.IMPORTERS:
+        raise InputError(f"No format is called {format!r}. Known: {', '.join(importers.IMPORTERS)}.")
+    return _Ingest(store, format, on_change).run(find(list(paths)), progress)
+
+
+class _Ingest:
+    def __init__(self, store: Store, format: str | None, on_change: OnChange | None) -> None:
+        self.store, self.format, self.on_change = store, format, on_change
+        self.report = Report()
+        self.writer = Writer(store.con)
+        self._uncommitted_bytes = 0
+        self._committed_at = time.monotonic()
+        self._in_transaction = False
+        self._unchanged: list[str] = []
+
+    def run(self, sources: Iterator[Found], progress: Callable[[str, Report], None] | None) -> Report:
+        started = time.monotonic()
+        with store_errors(self.store.path):
+            try:
+                for found in sources:
+                    if progress:
+                        progress(found.path, self.report)
+                    self._source(found)
+                self._commit()
+                self._count_unchanged()
+            finally:
+                if self._in_transaction:
+                    self.store.rollback()
+                self.report.seconds = time.monotonic() - started
+        return self.report
+
+    # -- one source -------------------------------------------------------------------------------------------------
+
+    def _source(self, found: Found) -> None:
+        source_id = digest("source", found.path)
+        row = self.store.con.execute(
+            "SELECT format, size_bytes, mtime_ns, bytes_read, fingerprint, session FROM sources WHERE source_id = ?",
+            [source_id],
+        ).fetchone()
+        known = _Known(*row) if row else None
+        same = known and found.file and (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns)
+        if known and same and self.format in (None, known.format):
+            self._unchanged.append(source_id)
+            if known.format is None:
+                self.report.not_logs.append(found.path)
+            return
+        start = known.bytes_read if known and _only_grew(found, known) else 0
+        try:
+            with opened(found, start) as stream:
+                self._read(found, source_id, stream, start, known)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            if found.file is None or isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            self._begin(found, source_id, self.format or "")
+            self._quarantine(unreadable(0, b"", f"cannot be read further: {error}"))
+
+    def _read(self, found: Found, source_id: str, stream: BinaryIO, start: int, known: _Known | None) -> None:
+        format, session = (known.format, orjson.loads(known.session or "null")) if start and known else (None, None)
+        if format is None:
+            head, stream = probe(stream)
+            if head.complete and not head.head.strip():
+                return
+            format = self.format or importers.detect(head)
+        if format is None:
+            self._not_a_log(found, source_id)
+            return
+        self.report.files += 1
+        self.report.formats[format] += 1
+        self._begin(found, source_id, format)
+        self.store.con.execute("DELETE FROM quarantine WHERE source_id = ? AND unfinished", [source_id])
+        source = Source(found.path, stream, start, session)
+        unfinished_at = self._records(found, source_id, format, source)
+        read = (found.size_bytes or source.offset) if not source.by_lines else source.offset
+        self.report.bytes_read += read - start
+        self._uncommitted_bytes += read - start
+        self.report.skipped.update(source.skipped)
+        end = source.offset if unfinished_at is None else unfinished_at
+        self._remember(found, source_id, format, end if source.by_lines else 0, source)
+        if self._due():
+            self._commit()
+
+    def _records(self, found: Found, source_id: str, format: str, source: Source) -> int | None:
+        """Hands all records of the source to the writer; returns where an unfinished last line begins."""
+        writer, unfinished_at = self.writer, None
+        for record in importers.importer(format).read(source):
+            if isinstance(record, Message):
+                writer.message(record)
+            elif isinstance(record, Conversation):
+                before = source.session
+                same = before is not None and before["session_id"] == record.session_id
+                source.session = {
+                    "session_id": record.session_id,
+                    "meta": {**before["meta"], **record.meta} if same and before else record.meta,
+                }
+                writer.conversation(record)
+            elif isinstance(record, Checkpoint):
+                if self._due(source.offset - source.start):
+                    # The size -1 says that the file was not read to its end: the next run goes on here.
+                    resume_at = record.offset if source.by_lines and record.offset is not None else 0
+                    self._remember(found, source_id, format, resume_at, source, size_bytes=-1)
+                    self._commit()
+                    self._begin(found, source_id, format)
+            else:
+                self._quarantine(record)
+                if record.unfinished:
+                    unfinished_at = record.offset
+        return unfinished_at
+
+    def _quarantine(self, record: Unreadable) -> None:
+        self.report.quarantined += 1
+        self.writer.quarantine(record)
+
+    def _not_a_log(self, found: Found, source_id: str) -> None:
+        self.report.not_logs.append(found.path)
+        if found.file is None:
+            raise InputError(
+                "Standard input is in no format that the workbench knows. Name it with --format, one of: "
+                + ", ".join(importers.IMPORTERS)
+            )
+        self._begin(found, source_id, "")
+        self._remember(found, source_id, None, 0, None)
+
+    def _remember(
+        self, found: Found, source_id: str, format: str | None, bytes_read: int, source: Source | None,
+        size_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        """Notes how far the source has been read, in the same transaction as what was read."""
+        if found.file is None:
+            return
+        con = self.store.con
+        con.execute("DELETE FROM sources WHERE source_id = ?", [source_id])
+        con.execute(
+            "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, now())",
+            [
+                source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
+                bytes_read, _fingerprint(found, bytes_read),
+                orjson.dumps(source.session).decode() if source and bytes_read else None,
+                orjson.dumps(dict(source.skipped)).decode() if source else None,
+            ],
+        )  # fmt: skip
+
+    # -- transactions -----------------------------------------------------------------------------------------------
+
+    def _begin(self, found: Found, source_id: str, format: str) -> None:
+        if not self._in_transaction:
+            self.store.con.execute("BEGIN")
+            self._in_transaction = True
+        self.writer.begin_source(source_id, found.path, format)
+
+    def _due(self, more_bytes: int = 0) -> bool:
+        late = time.monotonic() - self._committed_at > COMMIT_SECONDS
+        return late or self._uncommitted_bytes + more_bytes > COMMIT_BYTES
+
+    def _commit(self) -> None:
+        if self._in_transaction:
+            written = self.writer.finish()
+            report = self.report
+            if written.touched and self.on_change:
+                added, unchanged = self.on_change(self.store.con, sorted(written.touched))
+                report.exchanges_added += added
+                report.exchanges_unchanged += unchanged
+            self.store.con.execute("COMMIT")
+            self._in_transaction = False
+            report.conversations_added += len(written.added)
+            report.conversations_updated += len(written.touched - written.added)
+            report.conversations_unchanged += written.conversations_seen - len(written.touched)
+            report.messages_added += written.messages_added
+            report.messages_unchanged += written.messages_unchanged
+        self._uncommitted_bytes = 0
+        if self.store.hand_over():
+            self.writer = Writer(self.store.con)
+        self.writer.reset()
+        self._committed_at = time.monotonic()
+
+    def _count_unchanged(self) -> None:
+        """Adds what the files hold that did not have to be opened."""
+        self.report.files_unchanged = len(self._unchanged)
+        row = self.store.con.execute(
+            "WITH c AS (SELECT conversation_id, num_messages FROM conversations "
+            "WHERE source_id IN (SELECT unnest($1::VARCHAR[]))) "
+            "SELECT count(*), coalesce(sum(num_messages), 0), "
+            "(SELECT count(*) FROM exchanges WHERE conversation_id IN (SELECT conversation_id FROM c)) FROM c",
+            [self._unchanged],
+        ).fetchone()
+        if row:
+            self.report.conversations_unchanged += row[0]
+            self.report.messages_unchanged += row[1]
+            self.report.exchanges_unchanged += row[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    format: str | None
+    size_bytes: int
+    mtime_ns: int
+    bytes_read: int
+    fingerprint: str
+    session: str | None
+
+
+def _only_grew(found: Found, known: _Known) -> bool:
+    """Whether the file begins with all that was read of it (judged by its last bytes before that point)."""
+    if not known.bytes_read or not found.seekable or known.bytes_read > found.size_bytes:
+        return False
+    return _fingerprint(found, known.bytes_read) == known.fingerprint
+
+
+def _fingerprint(found: Found, offset: int) -> str:
+    if not offset or found.file is None:
+        return ""
+    with found.file.open("rb") as f:
+        f.seek(max(0, offset - FINGERPRINT_BYTES))
+        return digest(f.read(min(offset, FINGERPRINT_BYTES)))

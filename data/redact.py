@@ -1,0 +1,417 @@
+"""Takes secrets out of a text before it leaves the machine.
+
+Three layers, cheapest first: shapes that are a secret wherever they stand (provider keys, private keys, tokens, URLs with a
+password, e-mail addresses; detect-secrets' detectors and what they lack), then values that stand beside a credential's
+name (`password=…`), then every other place where a value found so stands alone. Long random strings without such a
+context (git hashes, UUIDs, digests, test ids) stay: they are what people search for.
+
+Of detect-secrets (1.5) are not used: KeywordDetector, BasicAuthDetector and NpmDetector (the rules here are wider), the
+two entropy detectors but for their entropy (see above), IPPublicDetector (no secret), JwtTokenDetector (its last, lazy
+group leaves the signature in the text) and OpenAIDetector (quadratic on long runs; `_SHAPES` has it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+from workbench.errors import MissingExtra
+
+#: What stands for a secret; the number tells secrets of a kind apart. Never derived from the secret: a hash of a short
+#: password can be searched for.
+PLACEHOLDER = re.compile(r"\[REDACTED:[a-z0-9-]+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """A text without its secrets; `findings` counts what each placeholder replaced (never the secret itself)."""
+
+    text: str
+    findings: dict[str, int] = field(default_factory=dict)
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    kind: str
+
+
+def redact(text: str, *, user_names: bool = False) -> Redacted:
+    """Replaces every secret by a placeholder; doing it twice changes nothing.
+
+    Args:
+        text: any text, of any length.
+        user_names: also replaces the user's name in home directories (/home/NAME, C:\\Users\\NAME).
+
+    Raises: MissingExtra if detect-secrets is not installed.
+    """
+    return redact_all([text], user_names=user_names)[0]
+
+
+def redact_all(texts: Sequence[str], *, user_names: bool = False) -> list[Redacted]:
+    """Like redact, for texts that belong together: a secret found in one is replaced in all, by the same placeholder."""
+    names = _Names(texts)
+    counts: list[Counter[str]] = [Counter() for _ in texts]
+    current = list(texts)
+    # A replacement can uncover a match that its text had hidden; each round leaves fewer characters that are not
+    # placeholders, so this ends, and what it ends with is a fixed point.
+    while True:
+        found = [_find(t, user_names) for t in current]
+        if not any(found):
+            break
+        for text, spans in zip(current, found, strict=True):
+            names.learn(text, spans)
+        current = [names.replace(t, s, c) for t, s, c in zip(current, found, counts, strict=True)]
+    return [Redacted(t, dict(c)) for t, c in zip(current, counts, strict=True)]
+
+
+class _Names:
+    """Gives each secret its placeholder, in the order in which they are found."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._of_secret: dict[str, str] = {}
+        self._used = {p for t in texts for p in PLACEHOLDER.findall(t)}
+        self._alone: set[str] = set()
+
+    def learn(self, text: str, spans: list[_Span]) -> None:
+        for start, end, kind in spans:
+            secret = text[start:end]
+            self._name(secret, kind)
+            if len(secret) >= 8 and _is_mixed(secret) and kind not in ("email", "user"):
+                self._alone.add(secret)
+
+    def _name(self, secret: str, kind: str) -> str:
+        if secret not in self._of_secret:
+            name, n = f"[REDACTED:{kind}]", 1
+            while name in self._used:
+                n += 1
+                name = f"[REDACTED:{kind}-{n}]"
+            self._used.add(name)
+            self._of_secret[secret] = name
+        return self._of_secret[secret]
+
+    def replace(self, text: str, spans: list[_Span], counts: Counter[str]) -> str:
+        merged = _merge(spans + list(self._elsewhere(text)))
+        out: list[str] = []
+        last = 0
+        for start, end, kind in merged:
+            name = self._name(text[start:end], kind)
+            counts[name] += 1
+            out += [text[last:start], name]
+            last = end
+        return "".join([*out, text[last:]])
+
+    def _elsewhere(self, text: str) -> Iterator[_Span]:
+        """Where known secrets stand without anything that would give them away."""
+        for secret in self._alone:
+            kind = self._of_secret[secret][10:-1]
+            for low, high in _segments(text):
+                at = text.find(secret, low, high)
+                while at >= 0:
+                    yield _Span(at, at + len(secret), kind)
+                    at = text.find(secret, at + len(secret), high)
+
+
+def _segments(text: str) -> Iterator[tuple[int, int]]:
+    """The stretches between placeholders: nothing is looked for in a placeholder or across one."""
+    last = 0
+    for m in PLACEHOLDER.finditer(text):
+        if m.start() > last:
+            yield last, m.start()
+        last = m.end()
+    if last < len(text):
+        yield last, len(text)
+
+
+def _merge(spans: Iterable[_Span]) -> list[_Span]:
+    """Overlapping spans become one, of the kind that begins first (the longest of those)."""
+    out: list[_Span] = []
+    for span in sorted(spans, key=lambda s: (s.start, -s.end)):
+        if out and span.start < out[-1].end:
+            out[-1] = _Span(out[-1].start, max(out[-1].end, span.end), out[-1].kind)
+        else:
+            out.append(span)
+    return out
+
+
+def _find(text: str, user_names: bool) -> list[_Span]:
+    """All secrets of the text; spans do not overlap."""
+    spans: list[_Span] = []
+    for low, high in _segments(text):
+        piece = text[low:high]
+        found = [*_private_keys(piece), *_shapes(piece), *_detectors(piece), *_assignments(piece)]
+        if user_names:
+            found += [_Span(*m.span(1), "user") for m in _HOME.finditer(piece)]
+        spans += [_Span(s + low, e + low, kind) for s, e, kind in found]
+    return _merge(spans)
+
+
+# --- private keys -----------------------------------------------------------------------------------------------------
+
+_KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+(?=\s*-----END)|(?:Proc-Type|DEK-Info|Version|Comment): ?"
+                       r"[^\n\\]*|\\[nr]|[\s>|])*")  # fmt: skip
+_KEY_TAIL = re.compile(r"(?:\s|[nr]\\)*[A-Za-z0-9+/=]*(?:(?:\s|[nr]\\)+[A-Za-z0-9+/=]{40,})*")  # read backwards
+_PUTTY = re.compile(r"Private-Lines: \d+\s+((?:[A-Za-z0-9+/=]+\s+)+?)(?=Private-MAC|$|\n\s*\n)")
+_MAX_KEY_CHARS = 20_000  # a 16,384-bit RSA key in PEM has 12,700
+
+
+def _private_keys(text: str) -> Iterator[_Span]:
+    """Key blocks, also when a log cut off one of their ends or their newlines are escaped."""
+    last = 0
+    for m in _KEY_BEGIN.finditer(text):
+        if m.start() < last:
+            continue
+        end = _KEY_END.search(text, m.end(), m.end() + _MAX_KEY_CHARS)
+        other = _KEY_BEGIN.search(text, m.end(), end.end()) if end else None
+        body = _KEY_BODY.match(text, m.end())
+        last = end.end() if end and not other else body.end() if body else m.end()
+        yield _Span(m.start(), last, "private-key")
+    for m in _KEY_END.finditer(text):
+        if m.start() >= last:
+            tail = _KEY_TAIL.match(text[max(last, m.start() - _MAX_KEY_CHARS) : m.start()][::-1])
+            yield _Span(m.start() - (tail.end() if tail else 0), m.end(), "private-key")
+            last = m.end()
+    if "Private-Lines:" in text:
+        yield from (_Span(*m.span(1), "private-key") for m in _PUTTY.finditer(text))
+
+
+# --- shapes that are secrets anywhere ---------------------------------------------------------------------------------
+
+# Not inside a word; the letter of an escape (\\n, a colour's m, %3D, \\u0022) is no word.
+_B = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=\dm)|(?<=%[0-9A-F][0-9A-F])|(?<=\\u[0-9a-f]{4}))"
+_FILE_ENDINGS = "png|jpe?g|gif|svg|webp|ico|js|ts|tsx|jsx|py|css|json|md|html|service|timer|target"
+#: (kind, literal that must occur, pattern; its group 1 if it has one, must the secret have a digit)
+_SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
+    ("api-key", "sk-", re.compile(_B + r"sk-[A-Za-z0-9_-]{20,}"), True),
+    ("api-key", "_", re.compile(_B + r"(?:hf|gsk|r8|npm|whsec|fw|figd|sbp|ntn|dckr_pat|lin_api|rnd|glsa|phx|phc)_"
+                                r"[A-Za-z0-9_-]{20,}"), True),
+    ("api-key", "_", re.compile(_B + r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}"), False),
+    ("api-key", "_", re.compile(_B + r"(?:lsv2_(?:pt|sk)_|shp(?:at|ss|ca|pa)_|do[opr]_v1_|nrak-)[A-Za-z0-9_]{20,}"), True),
+    ("api-key", "-", re.compile(_B + r"(?:nvapi|pplx|xai|tvly|tskey|PMAK|xapp|xoxe|pcsk|ATATT|jina)[-_0-9a-z]?"
+                                r"[A-Za-z0-9_=-]{20,}"), True),
+    ("api-key", "pypi-", re.compile(r"pypi-AgE[A-Za-z0-9_-]{16,}"), False),
+    ("api-key", "dapi", re.compile(_B + r"dapi[0-9a-f]{32}"), False),
+    ("api-key", "key-", re.compile(_B + r"key-[0-9a-f]{32}(?![0-9a-f])"), False),
+    ("google-key", "AIza", re.compile(r"AIza[A-Za-z0-9_-]{35}"), False),
+    ("google-key", "ya29.", re.compile(r"ya29\.[A-Za-z0-9_-]{20,}"), False),
+    ("google-key", "GOCSPX-", re.compile(r"GOCSPX-[A-Za-z0-9_-]{20,}"), False),
+    ("github-token", "github_pat_", re.compile(r"github_pat_[A-Za-z0-9_]{22,}"), False),
+    ("vault-token", "hv", re.compile(_B + r"hv[sbr]\.[A-Za-z0-9_-]{24,}"), False),
+    ("age-key", "AGE-SECRET-KEY-", re.compile(r"AGE-SECRET-KEY-1[A-Z0-9]{20,}"), False),
+    ("webhook", "/webhooks/", re.compile(r"/api/webhooks/\d+/([A-Za-z0-9_-]{20,})"), False),
+    ("jwt", "eyJ", re.compile(_B + r"eyJ[A-Za-z0-9_=-]{8,}\.[A-Za-z0-9_=-]{4,}(?:\.[A-Za-z0-9_.+/=-]*)?"), False),
+    ("bearer", "earer", re.compile(r"\b[Bb]earer\s+([A-Za-z0-9._~+/=-]{8,})"), True),
+    ("authorization", "uthorization", re.compile(r"[Aa]uthorization\\?[\"']?\s*[:=]\s*\\?[\"']?(?:Basic|Token|token|"
+                                                 r"ApiKey|Digest)\s+([^\s\"'\\]{6,})"), False),
+    ("cookie", "ookie:", re.compile(r"\b(?:[Ss]et-)?[Cc]ookie:[ \t]*([^\r\n\"']{8,})"), False),
+    ("password", "://", re.compile(r"://[^\s:/@\"'<>]{0,200}:([^\s/\"'<>]{1,200})@(?=[\w.\[-])"), False),
+    ("api-key", "://", re.compile(r"://([A-Za-z0-9_-]{16,200})@(?=[\w.\[-])"), True),
+    ("signature", "=", re.compile(r"[?&](?:sig|signature|X-Amz-Signature|X-Amz-Security-Token|X-Goog-Signature)="
+                                  r"([^&\s\"'<>\\]{16,})"), False),
+    ("password", "login", re.compile(r"\blogin\s+\S{1,100}\s+password\s+(\S+)"), False),
+    ("password", "sshpass", re.compile(r"\bsshpass\s+-p\s*['\"]?([^\s'\"]+)"), False),
+    ("password", "-", re.compile(r"(?<=\s)(?:-u|--user|--proxy-user)[ =]['\"]?[^\s:'\"]{1,100}:([^\s'\"]*[^\s'\"\d][^\s'\"]*)"),
+     False),
+    ("email", "@", re.compile(r"(?<![\w.+%-])(?!(?:git|no-?reply)@)[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
+                              rf"(?!(?:{_FILE_ENDINGS})\b)[A-Za-z]{{2,24}}\b"), False),
+)  # fmt: skip
+_HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9_.-]+)")
+
+
+def _shapes(text: str) -> Iterator[_Span]:
+    for kind, literal, pattern, needs_digit in _SHAPES:
+        if literal not in text:
+            continue
+        for m in pattern.finditer(text):
+            start, end = m.span(pattern.groups and 1)
+            secret = text[start:end]
+            if needs_digit and not any(c.isdigit() for c in secret):
+                continue
+            if kind == "password" and _STANDS_FOR_A_VALUE.match(secret):
+                continue
+            yield _Span(start, end, kind)
+
+
+# --- detect-secrets ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _library() -> tuple[list[tuple[str, tuple[str, ...], tuple[re.Pattern[str], ...]]], Any, Any]:
+    """Detectors as (kind, literals of which one must occur in the lower-cased text, patterns), and the two entropies."""
+    try:
+        from detect_secrets.plugins.artifactory import ArtifactoryDetector
+        from detect_secrets.plugins.aws import AWSKeyDetector
+        from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
+        from detect_secrets.plugins.cloudant import CloudantDetector
+        from detect_secrets.plugins.discord import DiscordBotTokenDetector
+        from detect_secrets.plugins.github_token import GitHubTokenDetector
+        from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
+        from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString, HexHighEntropyString
+        from detect_secrets.plugins.ibm_cloud_iam import IbmCloudIamDetector
+        from detect_secrets.plugins.ibm_cos_hmac import IbmCosHmacDetector
+        from detect_secrets.plugins.mailchimp import MailchimpDetector
+        from detect_secrets.plugins.pypi_token import PypiTokenDetector
+        from detect_secrets.plugins.sendgrid import SendGridDetector
+        from detect_secrets.plugins.slack import SlackDetector
+        from detect_secrets.plugins.softlayer import SoftlayerDetector
+        from detect_secrets.plugins.square_oauth import SquareOAuthDetector
+        from detect_secrets.plugins.stripe import StripeDetector
+        from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
+        from detect_secrets.plugins.twilio import TwilioKeyDetector
+    except ImportError as e:
+        raise MissingExtra(
+            f"Redacting secrets needs detect-secrets, which cannot be imported ({e}). "
+            "Install it with: pip install 'workbench[llm]'"
+        ) from e
+    table: list[tuple[str, tuple[str, ...], type[Any]]] = [
+        ("artifactory", ("akc", "ap"), ArtifactoryDetector),
+        ("aws-key", ("aws", "a3t", "abia", "acca", "akia", "asia"), AWSKeyDetector),
+        ("azure-key", ("accountkey=",), AzureStorageKeyDetector),
+        ("cloudant", ("cl",), CloudantDetector),
+        ("discord-token", (".",), DiscordBotTokenDetector),
+        ("github-token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), GitHubTokenDetector),
+        ("gitlab-token", ("gl", "gr1348941"), GitLabTokenDetector),
+        ("ibm-key", ("ibm", "iam", "cloud", "key", "pass", "pwd", "token"), IbmCloudIamDetector),
+        ("ibm-key", ("secret",), IbmCosHmacDetector),
+        ("mailchimp-key", ("-us",), MailchimpDetector),
+        ("pypi-token", ("pypi-",), PypiTokenDetector),
+        ("sendgrid-key", ("sg.",), SendGridDetector),
+        ("slack-token", ("xox", "hooks.slack.com"), SlackDetector),
+        ("softlayer", ("sl", "softlayer"), SoftlayerDetector),
+        ("square-key", ("sq0csp-",), SquareOAuthDetector),
+        ("stripe-key", ("k_live_",), StripeDetector),
+        ("telegram-token", (":",), TelegramBotTokenDetector),
+        ("twilio-key", ("ac", "sk"), TwilioKeyDetector),
+    ]
+    detectors = [(kind, literals, tuple(cls.denylist)) for kind, literals, cls in table]
+    return detectors, Base64HighEntropyString(), HexHighEntropyString()
+
+
+def _detectors(text: str) -> Iterator[_Span]:
+    """detect-secrets' patterns, by their whole match: `analyze_string` gives only the prefix of a GitHub token."""
+    lowered = text.lower()
+    for kind, literals, patterns in _library()[0]:
+        if not any(x in lowered for x in literals):
+            continue
+        for pattern in patterns:
+            for m in pattern.finditer(text):
+                group = next((g for g in range(1, pattern.groups + 1) if len(m.group(g) or "") >= 16), 0)
+                start, end = m.span(group)
+                # Some patterns take the delimiters along.
+                while start < end and text[start] in " \t\r\n=:\"'":
+                    start += 1
+                while end > start and text[end - 1] in " \t\r\n\"'":
+                    end -= 1
+                if start < end and any(c.isdigit() for c in text[start:end]):
+                    yield _Span(start, end, kind)
+
+
+# --- values beside a credential's name --------------------------------------------------------------------------------
+
+_STRONG = (
+    r"passw(?:or)?d|passwort|passphrase|pwd|secret|contrase[nñ]a|mot_de_passe|db[_-]?pass|credentials?|(?:api|access|"
+    r"account|auth|client|encryption|license|master|priv|private|service|shared|signing|storage|subscription)[_-]?key"
+)
+_WEAK = r"token|bearer|session[_-]?id|key"
+_NAME = re.compile(rf"(?:(?P<strong>{_STRONG})|(?P<weak>{_WEAK}))(?P<rest>[\w-]{{0,24}})", re.IGNORECASE)
+_SEPARATOR = re.compile(r"(?:\\*[\"'`\])]){0,2}[ \t]{0,4}(?P<sign>:=|=>|={1,3}|!==?|:|\b(?:is|was)\b)[ \t]{0,4}")
+_FLAG = re.compile(r"[ \t]+|=")
+_MARKUP = re.compile(r">(?=[^<\s])")
+_QUOTED = re.compile(r"(?P<q>\\*[\"'`])(?P<value>(?:(?!(?P=q))[^\r\n]){1,8000})(?P=q)")
+_BARE = re.compile(r"(?:\\*[\"'`])?(?P<value>[^\s\"'`]{1,600})")
+_REST_OF_BARE = re.compile(r"[^\s\"'`]*")
+_NEXT_PAIR = re.compile(r"[,;&](?=\s*[\w.-]+[=:])|\\[nrt]|</")
+_IDENTIFIER = re.compile(r"[A-Za-z_$][\w$.]*(?:[\[(].*|\?|!)?$")
+_STANDS_FOR_A_VALUE = re.compile(
+    r"(?:\W*$|\*{3,}|\.{3}|x{4,}|<[^>]*>?$|\$[A-Z_]+$|\$[a-z_]+$|\$[({]|%\w+%|%[sdr]\b|\{+[\w .]*\}*$|\[redacted|your[-_ ]|"
+    r"(?:changeme|change_me|example|placeholder|redacted|none|null|nil|true|false|undefined|todo|required|optional|"
+    r"password|passwd|secret|token|string|str|bool|int|bytes|any|value|empty|unset|missing|pass)\W*$)",
+    re.IGNORECASE,
+)
+_HEX_OR_UUID = re.compile(r"(?:0x)?[0-9a-fA-F-]+$")
+_RANDOM_SYMBOLS = set("!@#$%^*+?~")
+
+
+def _assignments(text: str) -> Iterator[_Span]:
+    """Values given to a credential's name in code, configuration, JSON (escaped too), environment, flags and prose."""
+    last = 0
+    for m in _NAME.finditer(text):
+        if m.start() < last:
+            continue
+        prefix = _prefix(text, m.start())
+        separator = _separator(text, m, prefix)
+        value = separator and (_QUOTED.match(text, separator.end()) or _BARE.match(text, separator.end()))
+        if not separator or not value:
+            continue
+        start, end = value.span("value")
+        if value.re is _BARE:
+            cut = _NEXT_PAIR.search(text, start, end)
+            end = cut.start() if cut else end
+            end = start + len(text[start:end].rstrip(".,;:)}]>\\"))
+        name = prefix + m.group()
+        is_shell = prefix.startswith("--") or (name.isupper() and separator.group() == "=")
+        is_quoted = value.re is _QUOTED
+        if end > start and _is_secret(text[start:end], name.lower(), bool(m["strong"]), is_quoted, is_shell):
+            rest = _REST_OF_BARE.match(text, end) if end - start == 600 else None
+            last = rest.end() if rest else end
+            yield _Span(start, last, "password" if re.search("pass|pwd", m.group().lower()) else "credential")
+
+
+def _prefix(text: str, end: int) -> str:
+    """The part of the name before its credential word, with the dashes of a flag; without the letter of an escape."""
+    start = end
+    while start > max(0, end - 40) and (text[start - 1].isalnum() or text[start - 1] in "-_."):
+        start -= 1
+    if start and text[start - 1] == "\\" and text[start : start + 1] in ("n", "r", "t"):
+        start += 1
+    return text[min(start, end) : end]
+
+
+def _separator(text: str, name: re.Match[str], prefix: str) -> re.Match[str] | None:
+    """What stands between a name and its value, if it is something that assigns."""
+    found = _SEPARATOR.match(text, name.end())
+    if not found and prefix.startswith("--"):
+        found = _FLAG.match(text, name.end())
+    before = name.start() - len(prefix) - 1
+    if not found and before >= 0 and text[before] == "<":
+        found = _MARKUP.match(text, name.end())
+    return found
+
+
+def _is_secret(value: str, name: str, is_strong: bool, is_quoted: bool, is_shell: bool) -> bool:
+    """Whether the value of this name is a secret rather than code, a type, a count or an example's stand-in."""
+    if _STANDS_FOR_A_VALUE.match(value) or name.endswith(("_env", "_file", "_path", "_name", "_url", "-file", "-env")):
+        return False
+    if not is_strong:
+        return _is_random(value, is_hex_random="token" in name or "bearer" in name)
+    if is_quoted:
+        return len(value) >= 3 and (" " not in value.strip() or "pass" in name)
+    if is_shell:
+        return len(value) >= 4 and not value.startswith(("/", "-"))
+    if value.isdigit():
+        return len(value) >= 6 and name.endswith(("pass", "password", "passwd", "pwd"))
+    if _IDENTIFIER.match(value) and ("." in value or "(" in value or "[" in value or not any(map(str.isdigit, value))):
+        return False
+    return len(value) >= 4 and (_is_mixed(value) or _is_random(value, is_hex_random=True))
+
+
+def _is_mixed(value: str) -> bool:
+    """Letters and digits, or a symbol that words and paths do not have."""
+    return (any(map(str.isdigit, value)) and any(map(str.isalpha, value))) or not _RANDOM_SYMBOLS.isdisjoint(value)
+
+
+def _is_random(value: str, *, is_hex_random: bool) -> bool:
+    """High entropy by detect-secrets' measure, in bits a character (Base64 above 4.0, hexadecimal above 3.0)."""
+    _, base64, hexadecimal = _library()
+    if _HEX_OR_UUID.match(value):
+        digits = value.replace("-", "")
+        return is_hex_random and len(digits) >= 24 and hexadecimal.calculate_shannon_entropy(digits) > 3.0
+    if len(value) < 16 or not _is_mixed(value) or not re.fullmatch(r"[A-Za-z0-9+/=_.~:-]+", value):
+        return False
+    return base64.calculate_shannon_entropy(value) > (3.5 if is_hex_random else 4.0)

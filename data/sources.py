@@ -1,0 +1,155 @@
+"""Finds what there is to read: files of a folder, members of a zip, compressed files, standard input."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from workbench.data.importers.base import HEAD_BYTES, Probe
+from workbench.errors import InputError, MissingExtra
+
+#: A log may begin with lines larger than HEAD_BYTES; the probe reads on until it has a whole one, up to this.
+MAX_HEAD_BYTES = 8 << 20
+#: Folders that never hold logs and can be huge.
+SKIPPED_FOLDERS = {".git", "node_modules", "__pycache__", ".venv"}
+#: What a log is never called: opening these only costs time. Everything else is judged by its content.
+SKIPPED_SUFFIXES = {".duckdb", ".wal", ".sqlite", ".db", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf", ".so", ".pyc"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file (or member of an archive) to read; size and mtime tell whether it changed since last time.
+
+    `seekable` is True for plain files: only these are resumed inside.
+    """
+
+    path: str
+    file: Path | None
+    member: str | None = None
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    seekable: bool = False
+
+
+def find(paths: list[str]) -> Iterator[Found]:
+    """All sources below the given paths in a stable order; "-" is standard input.
+
+    Raises: InputError for a path that does not exist or a zip that cannot be opened.
+    """
+    for given in paths:
+        if given == "-":
+            yield Found("-", None)
+            continue
+        path = Path(given).expanduser()
+        if path.is_dir():
+            yield from _find_in_folder(path)
+        elif path.exists():
+            yield from _find_in_file(path, required=True)
+        else:
+            raise InputError(f"{given} does not exist. Give a log file, a folder of logs, a zip, or - for standard input.")
+
+
+def _find_in_folder(folder: Path) -> Iterator[Found]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS)
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.suffix.lower() not in SKIPPED_SUFFIXES and path.is_file():
+                yield from _find_in_file(path, required=False)
+
+
+def _find_in_file(path: Path, required: bool) -> Iterator[Found]:
+    try:
+        stat = path.stat()
+        with path.open("rb") as f:
+            magic = f.read(4)
+    except OSError as error:
+        if not required:
+            return
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    shown = str(path.resolve())
+    if magic != b"PK\x03\x04":
+        plain = magic[:2] != b"\x1f\x8b" and magic != b"\x28\xb5\x2f\xfd"
+        yield Found(shown, path, None, stat.st_size, stat.st_mtime_ns, plain)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir() and m.file_size]
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is a damaged zip: {error}. Unpack what can be saved and ingest the folder.") from error
+    for member in sorted(members, key=lambda m: m.filename):
+        if Path(member.filename).suffix.lower() not in SKIPPED_SUFFIXES:
+            yield Found(f"{shown}!/{member.filename}", path, member.filename, member.file_size, stat.st_mtime_ns)
+
+
+@contextmanager
+def opened(found: Found, start: int = 0) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a source from `start` on.
+
+    Raises: OSError (also for damaged compression), MissingExtra for .zst without the zstandard package.
+    """
+    if found.file is None:
+        yield sys.stdin.buffer
+    elif found.member is not None:
+        with zipfile.ZipFile(found.file) as archive, archive.open(found.member) as stream:
+            yield cast(BinaryIO, stream)
+    else:
+        with found.file.open("rb") as plain:
+            magic = plain.read(4)
+            plain.seek(start)
+            if magic[:2] == b"\x1f\x8b":
+                with gzip.open(plain) as stream:
+                    yield cast(BinaryIO, stream)
+            elif magic == b"\x28\xb5\x2f\xfd":
+                yield _zstd(plain, found.path)
+            else:
+                yield plain
+
+
+def _zstd(plain: BinaryIO, path: str) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtra(f"{path} is zstd-compressed: pip install zstandard, or decompress it first.") from error
+    return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(plain))
+
+
+def probe(stream: BinaryIO) -> tuple[Probe, BinaryIO]:
+    """Looks at the beginning of a stream; returns the probe and a stream that begins where the given one did.
+
+    Reads HEAD_BYTES, and on until a whole line is there, up to MAX_HEAD_BYTES.
+    """
+    head, complete = b"", False
+    while not complete and len(head) < MAX_HEAD_BYTES:
+        chunk = stream.read(HEAD_BYTES)
+        complete = not chunk
+        head += chunk
+        if len(head) >= HEAD_BYTES and b"\n" in head:
+            break
+    return Probe(head, complete), cast(BinaryIO, io.BufferedReader(_Replayed(head, stream), 1 << 18))
+
+
+class _Replayed(io.RawIOBase):
+    """The bytes that were read ahead, then the rest of the stream."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = memoryview(head)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = len(buffer)
+        chunk = self._head[:size] if self._head else self._rest.read(size)
+        self._head = self._head[size:]
+        buffer[: len(chunk)] = chunk
+        return len(chunk)

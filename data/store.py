@@ -1,0 +1,262 @@
+"""The store: one DuckDB file, opened politely, migrated in numbered steps, with errors that say what to do.
+
+DuckDB lets one process write and nobody read meanwhile. So nobody holds the file longer than needed: who wants it and
+cannot have it leaves a note in `<store>.wait/`, and a long writer hands the file over between two transactions
+(`Store.hand_over`). Events of other processes come in through the spool (workbench.data.spool) and need no lock at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+
+from workbench.errors import (
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreNewer,
+    StoreReadOnly,
+)
+
+WAIT_SECONDS = 30.0
+POLL_SECONDS = 0.02
+#: A note of a waiter older than this is of a process that died.
+STALE_NOTE_SECONDS = 60.0
+
+
+def default_path() -> Path:
+    """$WORKBENCH_STORE, else workbench/workbench.duckdb in the user's data folder."""
+    if named := os.environ.get("WORKBENCH_STORE"):
+        return Path(named)
+    data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data_home) / "workbench" / "workbench.duckdb"
+
+
+def migrations() -> list[tuple[int, str]]:
+    """(version, SQL) of every schema file, in order."""
+    folder = resources.files("workbench.data") / "schema"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return [(int(f.name[:4]), f.read_text("utf-8")) for f in files]
+
+
+class Store:
+    """An open store. Use as a context manager; `con` is its DuckDB connection.
+
+    Args:
+        path: the file; made (with its folder) on the first write.
+        read_only: other readers may have it open at the same time.
+        wait_seconds: how long to wait for another process to hand it over.
+
+    Raises: StoreMissing (read_only and no file), StoreNewer, StoreDamaged, StoreReadOnly, StoreFull, StoreBusy.
+    """
+
+    con: duckdb.DuckDBPyConnection
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self.read_only = read_only
+        self.wait_seconds = wait_seconds
+        if read_only and not self.path.exists():
+            raise StoreMissing(
+                f"There is no store at {self.path}. Make one with `workbench ingest PATH`, or name another with --store."
+            )
+        if not read_only:
+            self._check_writable()
+        self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; committed work is on disk already."""
+        with store_errors(self.path):
+            self.con.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """All or nothing: commits at the end of the block, rolls back on any exception."""
+        with store_errors(self.path):
+            self.con.execute("BEGIN")
+            try:
+                yield self.con
+                self.con.execute("COMMIT")
+            except BaseException:
+                self.rollback()
+                raise
+
+    def rollback(self) -> None:
+        """Undoes the open transaction, if the connection still has one."""
+        with contextlib.suppress(duckdb.Error):
+            self.con.execute("ROLLBACK")
+
+    def hand_over(self) -> bool:
+        """Lets waiting processes have the file, then takes it back. Call between transactions of long work.
+
+        Returns: True if the file was handed over (prepared statements and registered views are gone then).
+        """
+        if not any(self._fresh_notes()):
+            return False
+        self.close()
+        deadline = time.monotonic() + 2.0
+        while any(self._fresh_notes()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self._open()
+        return True
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreReadOnly(f"The folder {folder} cannot be made: {error.strerror}.") from error
+        target = self.path if self.path.exists() else folder
+        if target.is_file() and target.stat().st_mode & 0o222 == 0 or not os.access(target, os.W_OK):
+            raise StoreReadOnly(
+                f"{target} is read-only. Make it writable (chmod u+w), or name another store with --store."
+            )
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder; --store takes a file.")
+
+    def _open(self) -> None:
+        note = self._wait_folder() / f"{os.getpid()}-{id(self):x}"
+        deadline = time.monotonic() + self.wait_seconds
+        try:
+            while True:
+                try:
+                    self.con = _connect(self.path, self.read_only)
+                    break
+                except duckdb.IOException as error:
+                    if "lock on file" not in str(error):
+                        raise _translated(error, self.path) or error from error
+                    if time.monotonic() > deadline:
+                        raise StoreBusy(
+                            f"Another process is using {self.path} and did not hand it over within "
+                            f"{self.wait_seconds:.0f} s. Try again when it has finished."
+                        ) from error
+                    _leave_note(note)
+                    time.sleep(POLL_SECONDS)
+                except duckdb.Error as error:
+                    raise _translated(error, self.path) or error from error
+        finally:
+            note.unlink(missing_ok=True)
+        try:
+            self._migrate()
+        except BaseException:
+            self.con.close()
+            raise
+
+    def _wait_folder(self) -> Path:
+        return self.path.with_name(self.path.name + ".wait")
+
+    def _fresh_notes(self) -> Iterator[Path]:
+        try:
+            for note in self._wait_folder().iterdir():
+                if time.time() - note.stat().st_mtime < STALE_NOTE_SECONDS:
+                    yield note
+                else:
+                    note.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+
+    def _migrate(self) -> None:
+        with store_errors(self.path):
+            current = schema_version(self.con)
+            steps = migrations()
+            newest = steps[-1][0]
+            if current > newest:
+                raise StoreNewer(
+                    f"{self.path} has schema {current}; this version of the workbench knows schemas up to {newest}. "
+                    "Upgrade the workbench (pip install --upgrade workbench), or name another store with --store."
+                )
+            pending = [step for step in steps if step[0] > current]
+            if not pending:
+                return
+            if self.read_only:
+                self.con.close()
+                Store(self.path, wait_seconds=self.wait_seconds).close()
+                self.con = _connect(self.path, read_only=True)
+                return
+            if current > 0:
+                self.con.execute("CHECKPOINT")
+                shutil.copy2(self.path, self.path.with_name(f"{self.path.name}.v{current}.bak"))
+            with self.transaction() as con:
+                con.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER, applied_at TIMESTAMPTZ)")
+                for version, sql in pending:
+                    con.execute(sql)
+                    con.execute("INSERT INTO schema_versions VALUES (?, now())", [version])
+
+
+def schema_version(con: duckdb.DuckDBPyConnection) -> int:
+    """The newest migration that the file has; 0 for an empty one."""
+    row = con.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_versions' AND NOT internal"
+    ).fetchone()
+    if not row or not row[0]:
+        return 0
+    row = con.execute("SELECT max(version) FROM schema_versions").fetchone()
+    return int(row[0] or 0) if row else 0
+
+
+def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
+    # Nothing is fetched behind the user's back: extensions are never installed or loaded from the network.
+    config: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    con = duckdb.connect(str(path), read_only=read_only, config=config)
+    con.execute("SET TimeZone = 'UTC'")
+    return con
+
+
+def _leave_note(note: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that cannot be written has no writer to ask
+        note.parent.mkdir(exist_ok=True)
+        note.touch()
+
+
+@contextlib.contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Turns DuckDB's and the system's errors about the file into StoreErrors with advice."""
+    try:
+        yield
+    except (duckdb.Error, OSError) as error:
+        translated = _translated(error, path)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _translated(error: Exception, path: Path) -> StoreError | None:
+    text = str(error)
+    if "No space left" in text or "File too large" in text or "Disk quota" in text:
+        return StoreFull(
+            f"The disk that holds {path} is full. Nothing of the last step was stored, all before it is; "
+            "free some space and run the command again: it goes on where it stopped."
+        )
+    if "Read-only file system" in text or "Permission denied" in text or "read-only mode" in text:
+        return StoreReadOnly(f"{path} cannot be written ({text[:120]}). Make it writable or name another store.")
+    damaged = ("not a valid DuckDB", "Could not read enough bytes", "Corrupt", "corrupt", "checksum", "deserialize")
+    if isinstance(error, duckdb.Error) and any(word in text for word in damaged):
+        return StoreDamaged(
+            f"{path} is damaged or no workbench store ({text[:160]}). It was left as it is. Move it away and ingest "
+            "the logs again, or put a backup in its place."
+        )
+    if isinstance(error, duckdb.FatalException | duckdb.InternalException | duckdb.SerializationException):
+        return StoreDamaged(f"{path} could not be read ({text[:160]}). It was left as it is.")
+    if isinstance(error, duckdb.IOException):
+        return StoreError(f"{path}: {text[:300]}")
+    return None

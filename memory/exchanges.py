@@ -1,0 +1,206 @@
+"""Segments conversations into exchanges: a user turn and all that answered it (card 001, arXiv 2603.13017).
+
+A new exchange opens at a user message with words after an assistant message with words; tool round-trips keep the open
+one going. What holds fewer than 50 characters or no word of the user is no exchange (its messages stay in the store).
+More than 20 messages with words are cut into chunks of 20. Each thread (active branch, abandoned branch, sub-agent) is
+segmented by itself.
+
+Deviation: the chunks of a long exchange are kept even where a later one has no words of the user, so that the end of a
+long autonomous run can be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import duckdb
+import orjson
+
+from workbench.data.records import digest
+from workbench.memory.files import FileCollector
+from workbench.memory.tokens import count_tokens
+
+MIN_CHARS = 50
+MAX_PLIES = 20
+#: What was written into the workbench on purpose (notes, `Spool`) is an exchange however short.
+OWN_FORMAT = "workbench_log"
+
+
+@dataclass(slots=True)
+class Ply:
+    """A message as far as segmentation goes; `text` is "" for tools, thinking and injected context."""
+
+    number: int
+    role: str
+    text: str
+    at: int | None = None  # microseconds since the epoch
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What changed: doc numbers (exchanges.seq) that went, rows that came, and how many stayed."""
+
+    removed: list[int] = field(default_factory=list)
+    added: list[tuple[int, str, str]] = field(default_factory=list)
+    unchanged: int = 0
+
+
+def segment(plies: Iterable[Ply], keep_short: bool = False) -> Iterator[list[Ply]]:
+    """Cuts the messages of one thread into exchanges, in order."""
+    open_exchange: list[Ply] = []
+    answered = False
+    for ply in plies:
+        speaks = bool(ply.text.strip())
+        if ply.role == "user" and speaks and answered:
+            yield from _closed(open_exchange, keep_short)
+            open_exchange, answered = [], False
+        open_exchange.append(ply)
+        answered = answered or (ply.role == "assistant" and speaks)
+    yield from _closed(open_exchange, keep_short)
+
+
+def _closed(plies: list[Ply], keep_short: bool) -> Iterator[list[Ply]]:
+    user_chars = sum(len(p.text.strip()) for p in plies if p.role == "user")
+    chars = sum(len(p.text) for p in plies)
+    if not user_chars or (chars < MIN_CHARS and not keep_short):
+        return
+    chunk: list[Ply] = []
+    spoken = 0
+    for ply in plies:
+        spoken += bool(ply.text)
+        if spoken > MAX_PLIES:
+            yield chunk
+            chunk, spoken = [], 1
+        chunk.append(ply)
+    yield chunk
+
+
+def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebuilt:
+    """Brings the exchanges of these conversations up to date, in the caller's transaction.
+
+    An exchange that did not change keeps its row and number; a changed one gets a new number, and what was derived
+    from the old one (its memories) is deleted with it.
+    """
+    result = Rebuilt()
+    before = {
+        row[0]: row[1:]
+        for row in con.execute(
+            "SELECT exchange_id, seq, content_hash, ply_end, position FROM exchanges "
+            "WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))",
+            [conversation_ids],
+        ).fetchall()
+    }
+    row = con.execute("SELECT coalesce(max(seq), 0) FROM exchanges").fetchone()
+    seq = int(row[0]) if row else 0
+    fresh: list[tuple[Any, ...]] = []
+    seen: set[str] = set()
+    for values in _rows(con, conversation_ids):
+        exchange_id = values[0]
+        seen.add(exchange_id)
+        old = before.get(exchange_id)
+        if old and old[1:] == (values[-1], values[5], values[3]):
+            result.unchanged += 1
+            continue
+        if old:
+            result.removed.append(old[0])
+        seq += 1
+        result.added.append((seq, values[8], values[9]))
+        fresh.append((seq, *values))
+    result.removed.extend(old[0] for exchange_id, old in before.items() if exchange_id not in seen)
+    if result.removed:
+        gone = [result.removed]
+        con.execute(
+            "DELETE FROM memory_rooms WHERE memory_id IN (SELECT memory_id FROM memories WHERE exchange_id IN "
+            "(SELECT exchange_id FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[]))))", gone
+        )  # fmt: skip
+        con.execute(
+            "DELETE FROM memories WHERE exchange_id IN "
+            "(SELECT exchange_id FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[])))", gone
+        )  # fmt: skip
+        con.execute("DELETE FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[]))", gone)
+    _insert(con, fresh)
+    return result
+
+
+def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterator[tuple[Any, ...]]:
+    """The exchanges' rows without seq, in the order of conversation, thread, ply."""
+    first = con.execute(
+        "SELECT coalesce(min(first_seq), 0) FROM conversations WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))",
+        [conversation_ids],
+    ).fetchone()
+    records = con.execute(
+        """
+        SELECT m.conversation_id, m.thread, m.ply, m.role, epoch_us(m.created_at), p.kind, p.text, p.name, p.data,
+            c.format
+        FROM messages m JOIN conversations c ON c.conversation_id = m.conversation_id
+        LEFT JOIN (
+            SELECT message_id, kind, text, name, data, seq, ordinal FROM parts
+            WHERE seq >= $seq AND kind IN ('text', 'tool_call')
+                AND conversation_id IN (SELECT unnest($ids::VARCHAR[]))) p ON p.message_id = m.message_id
+        WHERE m.seq >= $seq AND m.conversation_id IN (SELECT unnest($ids::VARCHAR[]))
+        ORDER BY m.conversation_id, m.thread, m.ply, p.seq, p.ordinal""",
+        {"seq": first[0] if first else 0, "ids": conversation_ids},
+    ).fetchall()
+    for (cid, thread, format), group in groupby(records, key=lambda r: (r[0], r[1], r[9])):
+        chunks = segment(_plies(group), keep_short=format == OWN_FORMAT)
+        for position, chunk in enumerate(chunks):
+            yield _exchange_row(cid, thread, position, chunk)
+
+
+def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
+    for number, group in groupby(records, key=lambda r: r[2]):
+        ply: Ply | None = None
+        texts: list[str] = []
+        for _, _, _, role, at, kind, text, name, data, _ in group:
+            ply = ply or Ply(number, role, "", at)
+            if kind == "tool_call":
+                ply.calls.append((name or "", orjson.loads(data) if data else None))
+            elif kind == "text" and role in ("user", "assistant"):
+                texts.append(text)
+        if ply:
+            ply.text = "\n\n".join(texts)
+            yield ply
+
+
+def _exchange_row(cid: str, thread: str, position: int, plies: list[Ply]) -> tuple[Any, ...]:
+    user = "\n\n".join(p.text for p in plies if p.role == "user" and p.text)
+    assistant = "\n\n".join(p.text for p in plies if p.role == "assistant" and p.text)
+    collector = FileCollector()
+    tools: dict[str, None] = {}
+    for ply in plies:
+        for name, arguments in ply.calls:
+            tools[name] = None
+            collector.add_tool(name, arguments)
+    collector.add_text(user)
+    collector.add_text(assistant)
+    files = orjson.dumps([{"path": f.path, "action": f.action} for f in collector.files()]).decode()
+    times = [p.at for p in plies if p.at]
+    start, end = plies[0].number, plies[-1].number
+    return (
+        digest("exchange", cid, thread, str(start)), cid, thread, position, start, end,
+        min(times, default=None), max(times, default=None), user, assistant, files, list(tools),
+        count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, *tools),
+    )  # fmt: skip
+
+
+def _insert(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
+    if not rows:
+        return
+    import pyarrow as pa
+
+    time = pa.timestamp("us", tz="UTC")
+    types = [
+        ("seq", pa.int64()), ("exchange_id", pa.string()), ("conversation_id", pa.string()), ("thread", pa.string()),
+        ("position", pa.int32()), ("ply_start", pa.int32()), ("ply_end", pa.int32()), ("started_at", time),
+        ("ended_at", time), ("user_text", pa.string()), ("assistant_text", pa.string()), ("files", pa.string()),
+        ("tools", pa.list_(pa.string())), ("num_tokens", pa.int32()), ("content_hash", pa.string()),
+    ]  # fmt: skip
+    columns = [pa.array(column, type=kind) for column, (_, kind) in zip(zip(*rows, strict=True), types, strict=True)]
+    table = pa.Table.from_arrays(columns, names=[name for name, _ in types])
+    con.register("fresh_exchanges", table)
+    con.execute("INSERT INTO exchanges SELECT * FROM fresh_exchanges")
+    con.unregister("fresh_exchanges")
