@@ -9,10 +9,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import BinaryIO
 
 import duckdb
 import orjson
+import pyarrow as pa
 
 from workbench.data import importers
 from workbench.data.importers.base import Source, unreadable
@@ -103,15 +105,18 @@ class _Ingest:
         self._committed_at = time.monotonic()
         self._in_transaction = False
         self._unchanged: list[str] = []
+        self._remembered: dict[str, tuple[object, ...]] = {}
 
     def run(self, sources: Iterator[Found], progress: Callable[[str, Report], None] | None) -> Report:
         started = time.monotonic()
         with store_errors(self.store.path):
             try:
-                for found in sources:
-                    if progress:
-                        progress(found.path, self.report)
-                    self._source(found)
+                for batch in _batches(sources):
+                    known = self._known(batch)
+                    for found in batch:
+                        if progress:
+                            progress(found.path, self.report)
+                        self._source(found, known.get(digest("source", found.path)))
                 self._commit()
                 self._count_unchanged()
             finally:
@@ -122,13 +127,16 @@ class _Ingest:
 
     # -- one source -------------------------------------------------------------------------------------------------
 
-    def _source(self, found: Found) -> None:
+    def _known(self, batch: list[Found]) -> dict[str, _Known]:
+        rows = self.store.con.execute(
+            "SELECT source_id, format, size_bytes, mtime_ns, bytes_read, fingerprint, session FROM sources "
+            "WHERE source_id IN (SELECT unnest($1::VARCHAR[]))",
+            [[digest("source", found.path) for found in batch]],
+        ).fetchall()
+        return {row[0]: _Known(*row[1:]) for row in rows}
+
+    def _source(self, found: Found, known: _Known | None) -> None:
         source_id = digest("source", found.path)
-        row = self.store.con.execute(
-            "SELECT format, size_bytes, mtime_ns, bytes_read, fingerprint, session FROM sources WHERE source_id = ?",
-            [source_id],
-        ).fetchone()
-        known = _Known(*row) if row else None
         same = known and found.file and (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns)
         if known and same and self.format in (None, known.format):
             self._unchanged.append(source_id)
@@ -158,7 +166,8 @@ class _Ingest:
         self.report.files += 1
         self.report.formats[format] += 1
         self._begin(found, source_id, format)
-        self.store.con.execute("DELETE FROM quarantine WHERE source_id = ? AND unfinished", [source_id])
+        if known:
+            self.store.con.execute("DELETE FROM quarantine WHERE source_id = ? AND unfinished", [source_id])
         source = Source(found.path, stream, start, session)
         unfinished_at = self._records(found, source_id, format, source)
         read = (found.size_bytes or source.offset) if not source.by_lines else source.offset
@@ -218,17 +227,25 @@ class _Ingest:
         """Notes how far the source has been read, in the same transaction as what was read."""
         if found.file is None:
             return
-        con = self.store.con
-        con.execute("DELETE FROM sources WHERE source_id = ?", [source_id])
-        con.execute(
-            "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, now())",
-            [
-                source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
-                bytes_read, _fingerprint(found, bytes_read),
-                orjson.dumps(source.session).decode() if source and bytes_read else None,
-                orjson.dumps(dict(source.skipped)).decode() if source else None,
-            ],
+        self._remembered[source_id] = (
+            source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
+            bytes_read, _fingerprint(found, bytes_read),
+            orjson.dumps(source.session).decode() if source and bytes_read else None,
+            orjson.dumps(dict(source.skipped)).decode() if source else None,
         )  # fmt: skip
+
+    def _store_sources(self) -> None:
+        if not self._remembered:
+            return
+        columns = zip(*self._remembered.values(), strict=True)
+        table = pa.Table.from_arrays([pa.array(c, type=t) for c, t in zip(columns, _SOURCE_TYPES, strict=True)],
+                                     names=[str(i) for i in range(len(_SOURCE_TYPES))])  # fmt: skip
+        con = self.store.con
+        con.register("read_sources", table)
+        con.execute('DELETE FROM sources WHERE source_id IN (SELECT "0" FROM read_sources)')
+        con.execute("INSERT INTO sources SELECT *, now() FROM read_sources")
+        con.unregister("read_sources")
+        self._remembered = {}
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
@@ -245,6 +262,7 @@ class _Ingest:
     def _commit(self) -> None:
         if self._in_transaction:
             written = self.writer.finish()
+            self._store_sources()
             report = self.report
             if written.touched and self.on_change:
                 added, unchanged = self.on_change(self.store.con, sorted(written.touched))
@@ -277,6 +295,16 @@ class _Ingest:
             self.report.conversations_unchanged += row[0]
             self.report.messages_unchanged += row[1]
             self.report.exchanges_unchanged += row[2]
+
+
+_SOURCE_TYPES = (
+    pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(),
+)  # fmt: skip
+
+
+def _batches(sources: Iterator[Found]) -> Iterator[list[Found]]:
+    while batch := list(islice(sources, 256)):
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import duckdb
@@ -205,9 +206,9 @@ class Writer:
             [cids, first_seq],
         ).fetchall()
         facts = {row[0]: row[1:] for row in counted}
-        for cid, opened in self._open.items():
-            if cid in facts and facts[cid][4]:
-                self._assign_threads(cid, opened)
+        trees = [cid for cid in cids if cid in facts and facts[cid][4]]
+        if trees:
+            self._assign_threads(trees, first_seq)
         new = [cid for cid in cids if self._open[cid].is_new]
         self._insert_conversations(new, facts)
         self.written.added.update(new)
@@ -252,28 +253,40 @@ class Writer:
         )
         return True
 
-    def _assign_threads(self, cid: str, opened: _Open) -> None:
+    def _assign_threads(self, cids: list[str], first_seq: int) -> None:
+        where = {"seq": first_seq, "ids": cids}
+        leaves: dict[str, str | None] = dict(
+            self.con.execute(
+                "SELECT conversation_id, active_leaf FROM conversations "
+                "WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))", [cids]
+            ).fetchall()
+        )  # fmt: skip
         rows = self.con.execute(
-            "SELECT native_id, parent_native_id, agent_id, role, thread, message_id, EXISTS (SELECT 1 FROM parts p "
-            "WHERE p.message_id = m.message_id AND p.seq >= $seq AND p.kind = 'text' AND p.conversation_id = $cid) "
-            "FROM messages m WHERE conversation_id = $cid AND seq >= $seq ORDER BY ply",
-            {"cid": cid, "seq": opened.first_seq},
+            """
+            SELECT conversation_id, native_id, parent_native_id, agent_id, role, thread, message_id,
+                role IN ('user', 'assistant') AND message_id IN (
+                    SELECT message_id FROM parts WHERE seq >= $seq AND kind = 'text')
+            FROM messages WHERE seq >= $seq AND conversation_id IN (SELECT unnest($ids::VARCHAR[]))
+            ORDER BY conversation_id, ply""",
+            where,
         ).fetchall()
-        leaf = opened.record.active_leaf
-        if leaf is None:
-            row = self.con.execute("SELECT active_leaf FROM conversations WHERE conversation_id = ?", [cid]).fetchone()
-            leaf = row[0] if row else None
-        nodes = [Node(r[0], r[1], r[2], r[3], r[6] and r[3] in ("user", "assistant")) for r in rows]
-        threads = assign_threads(nodes, leaf)
-        moved = [(r[5], thread) for r, thread in zip(rows, threads, strict=True) if r[4] != thread]
+        moved: list[tuple[str, str]] = []
+        for cid, group in groupby(rows, key=lambda row: row[0]):
+            members = list(group)
+            nodes = [Node(*row[1:5], row[7]) for row in members]
+            threads = assign_threads(nodes, self._open[cid].record.active_leaf or leaves.get(cid))
+            before = len(moved)
+            moved += [(row[6], new) for row, new in zip(members, threads, strict=True) if row[5] != new]
+            if len(moved) > before:
+                self.written.touched.add(cid)
         if moved:
             table = pa.table({"message_id": [m[0] for m in moved], "thread": [m[1] for m in moved]})
             self.con.register("moved_threads", table)
             self.con.execute(
-                "UPDATE messages SET thread = t.thread FROM moved_threads t WHERE messages.message_id = t.message_id"
-            )
+                "UPDATE messages SET thread = t.thread FROM moved_threads t "
+                "WHERE messages.seq >= ? AND messages.message_id = t.message_id", [first_seq]
+            )  # fmt: skip
             self.con.unregister("moved_threads")
-            self.written.touched.add(cid)
 
 
 def _json(value: dict[str, Any] | None) -> str | None:
