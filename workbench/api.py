@@ -1,0 +1,148 @@
+"""The Python API: what the command line, the MCP server and the demo are thin layers over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.data.store import Store
+from workbench.memory.types import Distiller
+
+if TYPE_CHECKING:
+    from workbench.data.ingest import Report
+    from workbench.memory.distill import DistillReport
+    from workbench.memory.recall import Filters, Hit
+
+StorePath = str | os.PathLike[str] | None
+
+
+def ingest(
+    paths: Iterable[str | os.PathLike[str]],
+    store: StorePath = None,
+    *,
+    format: str | None = None,
+    progress: Callable[[str, Report], None] | None = None,
+) -> Report:
+    """Reads agent logs into the store; doing it twice adds nothing.
+
+    Args:
+        paths: files, folders, zips, or "-" for standard input.
+        store: path of the store; None = $WORKBENCH_STORE or the default.
+        format: an importer's name; None = detected from the content.
+        progress: called with each source's path and the report so far.
+
+    Raises: InputError for a path that does not exist; StoreError.
+    """
+    from workbench.data import spool
+    from workbench.data.ingest import ingest as run
+    from workbench.memory.index import on_change
+
+    with Store(store) as opened:
+        spool.absorb(opened, on_change)
+        return run(opened, [os.fspath(p) for p in paths], format=format, on_change=on_change, progress=progress)
+
+
+def distill(
+    store: StorePath = None,
+    distiller: Distiller | None = None,
+    *,
+    limit: int | None = None,
+    progress: Callable[[DistillReport], None] | None = None,
+) -> DistillReport:
+    """Makes memories of all exchanges that have none by this distiller (default: the built-in extractive one)."""
+    from workbench.data import spool
+    from workbench.memory.distill import distill as run
+    from workbench.memory.index import on_change, on_memories
+
+    if distiller is None:
+        from workbench.memory.distillers.extractive import Extractive
+
+        distiller = Extractive()
+    with Store(store) as opened:
+        spool.absorb(opened, on_change)
+        return run(opened, distiller, on_memories=on_memories, limit=limit, progress=progress)
+
+
+def recall(
+    query: str,
+    store: StorePath = None,
+    *,
+    mode: str = "hybrid",
+    layer: str = "both",
+    k: int = 10,
+    filters: Filters | None = None,
+    **options: Any,
+) -> list[Hit]:
+    """The exchanges that fit a query best; see workbench.memory.recall.Query for the options."""
+    from workbench.memory.recall import Query
+    from workbench.memory.recall import recall as run
+
+    absorb_if_free(store)
+    with Store(store, read_only=True) as opened:
+        return run(opened, Query(query, mode=mode, layer=layer, k=k, filters=filters, **options))
+
+
+def show(id: str, store: StorePath = None, *, neighbours: int = 1) -> dict[str, Any]:
+    """The verbatim source behind an id, with its neighbours."""
+    from workbench.memory.show import show as run
+
+    with Store(store, read_only=True) as opened:
+        return run(opened.con, id, neighbours)
+
+
+def remember(
+    text: str, store: StorePath = None, *, project: str | None = None, files: Sequence[str] = (), agent: str = "note"
+) -> str:
+    """Notes something worth remembering; durable when it returns, and never waits for the store's lock.
+
+    Returns: the id of the conversation that the note becomes; the same text for the same project is stored once.
+    Raises: InputError for empty text.
+    """
+    import time
+
+    from workbench.data import spool
+    from workbench.data.records import Conversation, Message, Part, conversation_id, digest
+    from workbench.errors import InputError
+
+    if not text.strip():
+        raise InputError("There is nothing to remember: the text is empty.")
+    from workbench.data.store import default_path
+
+    path = default_path() if store is None else type(default_path())(store)
+    session_id = "note-" + digest(text, project or "")
+    parts = [Part("text", text), *(Part("file", name=name, data={"path": name}) for name in files)]
+    note = Conversation(session_id, agent=agent, project=project)
+    message = Message(session_id, "user", parts, "note", created_at=int(time.time() * 1e6))
+    spool.append(path, [note, message])
+    absorb_if_free(path)
+    return conversation_id("workbench_log", session_id)
+
+
+def absorb_if_free(store: StorePath = None) -> None:
+    """Takes in what waits in the spool, unless another process has the store; then that one will."""
+    from pathlib import Path
+
+    from workbench.data import spool
+    from workbench.data.store import default_path
+    from workbench.errors import StoreBusy, StoreReadOnly
+
+    path = Path(store) if store is not None else default_path()
+    if not spool.waiting(path):
+        return
+    from workbench.memory.index import on_change
+
+    try:
+        with Store(path, wait_seconds=0.2) as opened:
+            spool.absorb(opened, on_change)
+    except (StoreBusy, StoreReadOnly):
+        return
+
+
+def stats(store: StorePath = None) -> dict[str, Any]:
+    """What the store holds."""
+    from workbench.data import spool
+    from workbench.data.stats import stats as run
+
+    with Store(store, read_only=True) as opened:
+        return {**run(opened), "waiting_in_spool": len(spool.waiting(opened.path))}

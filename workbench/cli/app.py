@@ -1,0 +1,78 @@
+"""Assembles the commands and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    name="workbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Agent logs go in; compact, searchable memories come out. Start with `workbench demo`, or with "
+    "`workbench ingest ~/.claude/projects`, then `workbench distill`, then `workbench recall 'what I am looking for'`.",
+    epilog="Exit codes: 0 done; 2 wrong use; 3 done, but something is in quarantine; 4 not found; 5 an extra is missing; "
+    "6 a model server failed; 10-16 the store (11 newer, 12 damaged, 13 read-only, 14 disk full, 15 busy, 16 missing); "
+    "130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"workbench {installed_version('workbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="FILE", help="The store; default $WORKBENCH_STORE, else in your data folder."),
+    ] = None,
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    from workbench.data.store import default_path
+
+    context.obj = store or default_path()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code."""
+    from workbench.cli import log_commands, mcp_commands, memory_commands
+
+    del log_commands, mcp_commands, memory_commands  # importing them registers their commands on `app`
+    try:
+        result = app(list(arguments), standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except WorkbenchError as error:
+        _complain(str(error))
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("Interrupted. What was committed is kept; run the same command again to go on.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _complain(message: str) -> None:
+    typer.secho(f"workbench: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
