@@ -1,0 +1,48 @@
+"""How results reach people and programs: JSON to stdout on --json, else tables; progress on stderr where someone looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+
+
+def table(title: str, rows: list[tuple[str, ...]], headers: tuple[str, ...] = ()) -> None:
+    """A small table; the first column names, the others hold values."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", show_header=bool(headers), box=None, pad_edge=False)
+    for i in range(max((len(row) for row in rows), default=0)):
+        shown.add_column(headers[i] if headers else "", justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    Console(soft_wrap=False).print(shown)
+
+
+def number(value: float) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{value:,.0f}"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A status line on stderr that is updated in place; nothing where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(text)
