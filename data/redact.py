@@ -1,8 +1,8 @@
 """Takes secrets out of a text before it leaves the machine.
 
-Three layers, cheapest first: shapes that are a secret wherever they stand (provider keys, private keys, tokens, URLs with a
-password, e-mail addresses; detect-secrets' detectors and what they lack), then values that stand beside a credential's
-name (`password=…`), then every other place where a value found so stands alone. Long random strings without such a
+Three layers: shapes that are a secret wherever they stand (provider keys, private keys, tokens, URLs with a password,
+e-mail addresses; detect-secrets' detectors and what they lack), values that stand beside a credential's name
+(`password=…`), and every other place where a value found so stands alone. Long random strings without such a
 context (git hashes, UUIDs, digests, test ids) stay: they are what people search for.
 
 Of detect-secrets (1.5) are not used: KeywordDetector, BasicAuthDetector and NpmDetector (the rules here are wider), the
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from workbench.errors import MissingExtra
@@ -53,16 +54,13 @@ def redact(text: str, *, user_names: bool = False) -> Redacted:
 
 
 def redact_all(texts: Sequence[str], *, user_names: bool = False) -> list[Redacted]:
-    """Like redact, for texts that belong together: a secret found in one is replaced in all, by the same placeholder."""
+    """Like redact, for texts that belong together: a secret found in one is replaced in all, by the same name."""
     names = _Names(texts)
     counts: list[Counter[str]] = [Counter() for _ in texts]
     current = list(texts)
     # A replacement can uncover a match that its text had hidden; each round leaves fewer characters that are not
     # placeholders, so this ends, and what it ends with is a fixed point.
-    while True:
-        found = [_find(t, user_names) for t in current]
-        if not any(found):
-            break
+    while any(found := [_find(t, user_names) for t in current]):
         for text, spans in zip(current, found, strict=True):
             names.learn(text, spans)
         current = [names.replace(t, s, c) for t, s, c in zip(current, found, counts, strict=True)]
@@ -154,8 +152,10 @@ def _find(text: str, user_names: bool) -> list[_Span]:
 
 _KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----")
-_KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+(?=\s*-----END)|(?:Proc-Type|DEK-Info|Version|Comment): ?"
-                       r"[^\n\\]*|\\[nr]|[\s>|])*")  # fmt: skip
+_KEY_BODY = re.compile(
+    r"(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+(?=\s*-----END|\Z)|\\[nr]|[\s>|]"
+    r"|(?:Proc-Type|DEK-Info|Version|Comment): ?[^\n\\]*)*"
+)
 _KEY_TAIL = re.compile(r"(?:\s|[nr]\\)*[A-Za-z0-9+/=]*(?:(?:\s|[nr]\\)+[A-Za-z0-9+/=]{40,})*")  # read backwards
 _PUTTY = re.compile(r"Private-Lines: \d+\s+((?:[A-Za-z0-9+/=]+\s+)+?)(?=Private-MAC|$|\n\s*\n)")
 _MAX_KEY_CHARS = 20_000  # a 16,384-bit RSA key in PEM has 12,700
@@ -192,18 +192,13 @@ _SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
     ("api-key", "_", re.compile(_B + r"(?:hf|gsk|r8|npm|whsec|fw|figd|sbp|ntn|dckr_pat|lin_api|rnd|glsa|phx|phc)_"
                                 r"[A-Za-z0-9_-]{20,}"), True),
     ("api-key", "_", re.compile(_B + r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}"), False),
-    ("api-key", "_", re.compile(_B + r"(?:lsv2_(?:pt|sk)_|shp(?:at|ss|ca|pa)_|do[opr]_v1_|nrak-)[A-Za-z0-9_]{20,}"), True),
+    ("api-key", "_", re.compile(_B + r"(?:lsv2_(?:pt|sk)|shp(?:at|ss|ca|pa)|do[opr]_v1)_[A-Za-z0-9_]{20,}"), True),
     ("api-key", "-", re.compile(_B + r"(?:nvapi|pplx|xai|tvly|tskey|PMAK|xapp|xoxe|pcsk|ATATT|jina)[-_0-9a-z]?"
                                 r"[A-Za-z0-9_=-]{20,}"), True),
-    ("api-key", "pypi-", re.compile(r"pypi-AgE[A-Za-z0-9_-]{16,}"), False),
-    ("api-key", "dapi", re.compile(_B + r"dapi[0-9a-f]{32}"), False),
-    ("api-key", "key-", re.compile(_B + r"key-[0-9a-f]{32}(?![0-9a-f])"), False),
-    ("google-key", "AIza", re.compile(r"AIza[A-Za-z0-9_-]{35}"), False),
-    ("google-key", "ya29.", re.compile(r"ya29\.[A-Za-z0-9_-]{20,}"), False),
-    ("google-key", "GOCSPX-", re.compile(r"GOCSPX-[A-Za-z0-9_-]{20,}"), False),
-    ("github-token", "github_pat_", re.compile(r"github_pat_[A-Za-z0-9_]{22,}"), False),
-    ("vault-token", "hv", re.compile(_B + r"hv[sbr]\.[A-Za-z0-9_-]{24,}"), False),
-    ("age-key", "AGE-SECRET-KEY-", re.compile(r"AGE-SECRET-KEY-1[A-Z0-9]{20,}"), False),
+    ("api-key", "", re.compile(_B + r"(?:dapi|key-)[0-9a-f]{32}(?![0-9a-f])"), False),
+    ("api-key", "", re.compile(r"pypi-AgE[A-Za-z0-9_-]{16,}|github_pat_[A-Za-z0-9_]{22,}"
+                               r"|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
+                               r"|(?:AIza[A-Za-z0-9_-]{15}|ya29\.|GOCSPX-|hv[sbr]\.)[A-Za-z0-9_-]{20,}"), False),
     ("webhook", "/webhooks/", re.compile(r"/api/webhooks/\d+/([A-Za-z0-9_-]{20,})"), False),
     ("jwt", "eyJ", re.compile(_B + r"eyJ[A-Za-z0-9_=-]{8,}\.[A-Za-z0-9_=-]{4,}(?:\.[A-Za-z0-9_.+/=-]*)?"), False),
     ("bearer", "earer", re.compile(r"\b[Bb]earer\s+([A-Za-z0-9._~+/=-]{8,})"), True),
@@ -216,11 +211,12 @@ _SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
                                   r"([^&\s\"'<>\\]{16,})"), False),
     ("password", "login", re.compile(r"\blogin\s+\S{1,100}\s+password\s+(\S+)"), False),
     ("password", "sshpass", re.compile(r"\bsshpass\s+-p\s*['\"]?([^\s'\"]+)"), False),
-    ("password", "-", re.compile(r"(?<=\s)(?:-u|--user|--proxy-user)[ =]['\"]?[^\s:'\"]{1,100}:([^\s'\"]*[^\s'\"\d][^\s'\"]*)"),
-     False),
+    ("password", "-", re.compile(r"(?<=\s)(?:-u|--user|--proxy-user)[ =]['\"]?[^\s:'\"]{1,100}:"
+                                 r"([^\s'\"]*[^\s'\"\d][^\s'\"]*)"), False),
     ("email", "@", re.compile(r"(?<![\w.+%-])(?!(?:git|no-?reply)@)[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
                               rf"(?!(?:{_FILE_ENDINGS})\b)[A-Za-z]{{2,24}}\b"), False),
 )  # fmt: skip
+_URL_HEAD = re.compile(r"://[^\s/?#]*\Z")
 _HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9_.-]+)")
 
 
@@ -231,84 +227,71 @@ def _shapes(text: str) -> Iterator[_Span]:
         for m in pattern.finditer(text):
             start, end = m.span(pattern.groups and 1)
             secret = text[start:end]
-            if needs_digit and not any(c.isdigit() for c in secret):
-                continue
-            if kind == "password" and _STANDS_FOR_A_VALUE.match(secret):
-                continue
-            yield _Span(start, end, kind)
+            is_stand_in = kind == "password" and _STANDS_FOR_A_VALUE.match(secret)
+            is_login = kind == "email" and _URL_HEAD.search(text, max(0, start - 200), start)
+            if not is_stand_in and not is_login and not (needs_digit and not any(map(str.isdigit, secret))):
+                yield _Span(start, end, kind)
 
 
 # --- detect-secrets ---------------------------------------------------------------------------------------------------
 
 
-@cache
-def _library() -> tuple[list[tuple[str, tuple[str, ...], tuple[re.Pattern[str], ...]]], Any, Any]:
-    """Detectors as (kind, literals of which one must occur in the lower-cased text, patterns), and the two entropies."""
+#: (kind, module and class in detect_secrets.plugins, literals of which one must occur in the lower-cased text)
+_DETECTORS = (
+    ("artifactory", "artifactory", "ArtifactoryDetector", ("akc", "ap")),
+    ("aws-key", "aws", "AWSKeyDetector", ("aws", "a3t", "abia", "acca", "akia", "asia")),
+    ("azure-key", "azure_storage_key", "AzureStorageKeyDetector", ("accountkey=",)),
+    ("cloudant", "cloudant", "CloudantDetector", ("cl",)),
+    ("discord-token", "discord", "DiscordBotTokenDetector", (".",)),
+    ("github-token", "github_token", "GitHubTokenDetector", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+    ("gitlab-token", "gitlab_token", "GitLabTokenDetector", ("gl", "gr1348941")),
+    ("ibm-key", "ibm_cloud_iam", "IbmCloudIamDetector", ("key", "pass", "pwd", "token")),
+    ("ibm-key", "ibm_cos_hmac", "IbmCosHmacDetector", ("secret",)),
+    ("mailchimp-key", "mailchimp", "MailchimpDetector", ("-us",)),
+    ("pypi-token", "pypi_token", "PypiTokenDetector", ("pypi-",)),
+    ("sendgrid-key", "sendgrid", "SendGridDetector", ("sg.",)),
+    ("slack-token", "slack", "SlackDetector", ("xox", "hooks.slack.com")),
+    ("softlayer", "softlayer", "SoftlayerDetector", ("sl",)),
+    ("square-key", "square_oauth", "SquareOAuthDetector", ("sq0csp-",)),
+    ("stripe-key", "stripe", "StripeDetector", ("k_live_",)),
+    ("telegram-token", "telegram_token", "TelegramBotTokenDetector", (":",)),
+    ("twilio-key", "twilio", "TwilioKeyDetector", ("ac", "sk")),
+)
+
+
+def _plugin(module: str, name: str) -> Any:
     try:
-        from detect_secrets.plugins.artifactory import ArtifactoryDetector
-        from detect_secrets.plugins.aws import AWSKeyDetector
-        from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
-        from detect_secrets.plugins.cloudant import CloudantDetector
-        from detect_secrets.plugins.discord import DiscordBotTokenDetector
-        from detect_secrets.plugins.github_token import GitHubTokenDetector
-        from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
-        from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString, HexHighEntropyString
-        from detect_secrets.plugins.ibm_cloud_iam import IbmCloudIamDetector
-        from detect_secrets.plugins.ibm_cos_hmac import IbmCosHmacDetector
-        from detect_secrets.plugins.mailchimp import MailchimpDetector
-        from detect_secrets.plugins.pypi_token import PypiTokenDetector
-        from detect_secrets.plugins.sendgrid import SendGridDetector
-        from detect_secrets.plugins.slack import SlackDetector
-        from detect_secrets.plugins.softlayer import SoftlayerDetector
-        from detect_secrets.plugins.square_oauth import SquareOAuthDetector
-        from detect_secrets.plugins.stripe import StripeDetector
-        from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
-        from detect_secrets.plugins.twilio import TwilioKeyDetector
+        return getattr(import_module(f"detect_secrets.plugins.{module}"), name)
     except ImportError as e:
         raise MissingExtra(
             f"Redacting secrets needs detect-secrets, which cannot be imported ({e}). "
             "Install it with: pip install 'workbench[llm]'"
         ) from e
-    table: list[tuple[str, tuple[str, ...], type[Any]]] = [
-        ("artifactory", ("akc", "ap"), ArtifactoryDetector),
-        ("aws-key", ("aws", "a3t", "abia", "acca", "akia", "asia"), AWSKeyDetector),
-        ("azure-key", ("accountkey=",), AzureStorageKeyDetector),
-        ("cloudant", ("cl",), CloudantDetector),
-        ("discord-token", (".",), DiscordBotTokenDetector),
-        ("github-token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), GitHubTokenDetector),
-        ("gitlab-token", ("gl", "gr1348941"), GitLabTokenDetector),
-        ("ibm-key", ("ibm", "iam", "cloud", "key", "pass", "pwd", "token"), IbmCloudIamDetector),
-        ("ibm-key", ("secret",), IbmCosHmacDetector),
-        ("mailchimp-key", ("-us",), MailchimpDetector),
-        ("pypi-token", ("pypi-",), PypiTokenDetector),
-        ("sendgrid-key", ("sg.",), SendGridDetector),
-        ("slack-token", ("xox", "hooks.slack.com"), SlackDetector),
-        ("softlayer", ("sl", "softlayer"), SoftlayerDetector),
-        ("square-key", ("sq0csp-",), SquareOAuthDetector),
-        ("stripe-key", ("k_live_",), StripeDetector),
-        ("telegram-token", (":",), TelegramBotTokenDetector),
-        ("twilio-key", ("ac", "sk"), TwilioKeyDetector),
-    ]
-    detectors = [(kind, literals, tuple(cls.denylist)) for kind, literals, cls in table]
-    return detectors, Base64HighEntropyString(), HexHighEntropyString()
+
+
+@cache
+def _patterns() -> list[tuple[str, tuple[str, ...], tuple[re.Pattern[str], ...]]]:
+    return [(kind, literals, tuple(_plugin(module, name).denylist)) for kind, module, name, literals in _DETECTORS]
+
+
+@cache
+def _entropies() -> tuple[Any, Any]:
+    module = "high_entropy_strings"
+    return _plugin(module, "Base64HighEntropyString")(), _plugin(module, "HexHighEntropyString")()
 
 
 def _detectors(text: str) -> Iterator[_Span]:
     """detect-secrets' patterns, by their whole match: `analyze_string` gives only the prefix of a GitHub token."""
     lowered = text.lower()
-    for kind, literals, patterns in _library()[0]:
-        if not any(x in lowered for x in literals):
-            continue
+    for kind, _, patterns in (row for row in _patterns() if any(x in lowered for x in row[1])):
         for pattern in patterns:
             for m in pattern.finditer(text):
                 group = next((g for g in range(1, pattern.groups + 1) if len(m.group(g) or "") >= 16), 0)
                 start, end = m.span(group)
                 # Some patterns take the delimiters along.
-                while start < end and text[start] in " \t\r\n=:\"'":
-                    start += 1
-                while end > start and text[end - 1] in " \t\r\n\"'":
-                    end -= 1
-                if start < end and any(c.isdigit() for c in text[start:end]):
+                start = end - len(text[start:end].lstrip(" \t\r\n=:\"'"))
+                end = start + len(text[start:end].rstrip(" \t\r\n\"'"))
+                if any(map(str.isdigit, text[start:end])):
                     yield _Span(start, end, kind)
 
 
@@ -329,7 +312,8 @@ _REST_OF_BARE = re.compile(r"[^\s\"'`]*")
 _NEXT_PAIR = re.compile(r"[,;&](?=\s*[\w.-]+[=:])|\\[nrt]|</")
 _IDENTIFIER = re.compile(r"[A-Za-z_$][\w$.]*(?:[\[(].*|\?|!)?$")
 _STANDS_FOR_A_VALUE = re.compile(
-    r"(?:\W*$|\*{3,}|\.{3}|x{4,}|<[^>]*>?$|\$[A-Z_]+$|\$[a-z_]+$|\$[({]|%\w+%|%[sdr]\b|\{+[\w .]*\}*$|\[redacted|your[-_ ]|"
+    r"(?:\W*$|\*{3,}|\.{3}|x{4,}|<[^>]*>?$|\$[A-Z_]+$|\$[a-z_]+$|\$[({]|%\w+%|%[sdr]\b|\{+[\w .]*\}*$|"
+    r"\[redacted|your[-_ ]|"
     r"(?:changeme|change_me|example|placeholder|redacted|none|null|nil|true|false|undefined|todo|required|optional|"
     r"password|passwd|secret|token|string|str|bool|int|bytes|any|value|empty|unset|missing|pass)\W*$)",
     re.IGNORECASE,
@@ -368,9 +352,8 @@ def _prefix(text: str, end: int) -> str:
     start = end
     while start > max(0, end - 40) and (text[start - 1].isalnum() or text[start - 1] in "-_."):
         start -= 1
-    if start and text[start - 1] == "\\" and text[start : start + 1] in ("n", "r", "t"):
-        start += 1
-    return text[min(start, end) : end]
+    is_escape = start < end and text[start - 1 : start] == "\\" and text[start] in "nrt"
+    return text[start + is_escape : end]
 
 
 def _separator(text: str, name: re.Match[str], prefix: str) -> re.Match[str] | None:
@@ -408,7 +391,7 @@ def _is_mixed(value: str) -> bool:
 
 def _is_random(value: str, *, is_hex_random: bool) -> bool:
     """High entropy by detect-secrets' measure, in bits a character (Base64 above 4.0, hexadecimal above 3.0)."""
-    _, base64, hexadecimal = _library()
+    base64, hexadecimal = _entropies()
     if _HEX_OR_UUID.match(value):
         digits = value.replace("-", "")
         return is_hex_random and len(digits) >= 24 and hexadecimal.calculate_shannon_entropy(digits) > 3.0

@@ -21,6 +21,7 @@ import orjson
 
 from workbench.data.records import digest
 from workbench.memory.files import FileCollector
+from workbench.memory.postings import Document
 from workbench.memory.tokens import count_tokens
 
 MIN_CHARS = 50
@@ -42,10 +43,10 @@ class Ply:
 
 @dataclass(slots=True)
 class Rebuilt:
-    """What changed: doc numbers (exchanges.seq) that went, rows that came, and how many stayed."""
+    """What changed: doc numbers (exchanges.seq) that went, documents that came, and how many stayed."""
 
     removed: list[int] = field(default_factory=list)
-    added: list[tuple[int, str, str]] = field(default_factory=list)
+    added: list[Document] = field(default_factory=list)
     unchanged: int = 0
 
 
@@ -82,8 +83,8 @@ def _closed(plies: list[Ply], keep_short: bool) -> Iterator[list[Ply]]:
 def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebuilt:
     """Brings the exchanges of these conversations up to date, in the caller's transaction.
 
-    An exchange that did not change keeps its row and number; a changed one gets a new number, and what was derived
-    from the old one (its memories) is deleted with it.
+    An exchange that did not change keeps its row and number; a changed one gets a new number, as do those that follow
+    it (their numbers ascend, and name the one before), and what was derived from the old ones is deleted with them.
     """
     result = Rebuilt()
     before = {
@@ -98,18 +99,23 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
     seq = int(row[0]) if row else 0
     fresh: list[tuple[Any, ...]] = []
     seen: set[str] = set()
+    previous, cascade = None, False
     for values in _rows(con, conversation_ids):
-        exchange_id = values[0]
+        exchange_id, position = values[0], values[3]
+        if position == 0:
+            previous, cascade = None, False
         seen.add(exchange_id)
         old = before.get(exchange_id)
-        if old and old[1:] == (values[-1], values[5], values[3]):
+        if old and not cascade and old[1:] == (values[-1], values[5], position):
             result.unchanged += 1
+            previous = old[0]
             continue
         if old:
             result.removed.append(old[0])
         seq += 1
-        result.added.append((seq, values[8], values[9]))
+        result.added.append(Document(seq, values[8], values[9], previous))
         fresh.append((seq, *values))
+        previous, cascade = seq, True
     result.removed.extend(old[0] for exchange_id, old in before.items() if exchange_id not in seen)
     if result.removed:
         gone = [result.removed]

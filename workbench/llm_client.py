@@ -280,8 +280,9 @@ class OpenAIChat:
         text = content if isinstance(content, str) else ""
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        is_estimated = not isinstance(tokens_in, int) or not isinstance(tokens_out, int)
-        if is_estimated:
+        is_estimated = False
+        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+            is_estimated = True
             tokens_in = estimate_tokens(sum(len(m["content"]) for m in messages))
             tokens_out = estimate_tokens(len(text))
         failure = f"the model refused: {str(refusal)[:200]}" if refusal else "" if text else "the answer is empty"

@@ -31,13 +31,15 @@ def watch(
     """
     if "-" in paths:
         raise InputError("--watch follows files and folders; standard input ends by itself.")
-    seen = _look(paths)
+    seen: dict[str, tuple[int, int]] = {}  # the first round looks at everything: something may have come meanwhile
     while rounds is None or rounds > 0:
         time.sleep(every_seconds)
         now = _look(paths)
         changed = [path for path, state in now.items() if seen.get(path) != state]
         if changed:
-            on_report(api.ingest(changed, store, format=format))
+            report = api.ingest(changed, store, format=format)
+            if report.messages_added or report.quarantined:
+                on_report(report)
         elif spool.waiting(store):
             api.absorb_if_free(store)
         seen = now

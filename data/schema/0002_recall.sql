@@ -1,0 +1,38 @@
+-- Recall: derived from exchanges and memories, and rebuilt from them at any time. Every layer of text
+-- ("verbatim", "distilled/<distiller>") numbers its documents by exchanges.seq.
+CREATE TABLE lexical_layers (
+    layer SMALLINT NOT NULL,
+    name VARCHAR NOT NULL,
+    tokenizer VARCHAR NOT NULL,          -- workbench.memory.tokenizers, with its version
+    revision BIGINT NOT NULL             -- grows with every change of the layer's documents
+);
+CREATE TABLE lexical_documents (
+    layer SMALLINT NOT NULL,
+    doc INTEGER NOT NULL,                -- exchanges.seq
+    back INTEGER NOT NULL,               -- doc minus the doc before it in the same thread; 0: there is none
+    length INTEGER NOT NULL,             -- in terms
+    length_user INTEGER NOT NULL,        -- the part of it in the user's words
+    revision BIGINT NOT NULL             -- of the layer when the document was added
+);
+-- Sorted by (layer, term, doc), so that zone maps find a term; rewritten only by compaction.
+CREATE TABLE lexical_postings (
+    layer SMALLINT NOT NULL,
+    term UBIGINT NOT NULL,               -- first 8 bytes of BLAKE2b of the term, little-endian
+    doc INTEGER NOT NULL,
+    tf INTEGER NOT NULL,
+    tf_user INTEGER NOT NULL             -- the part of tf in the user's words
+);
+-- What was added since the last compaction, unsorted.
+CREATE TABLE lexical_recent (
+    layer SMALLINT NOT NULL,
+    term UBIGINT NOT NULL,
+    doc INTEGER NOT NULL,
+    tf INTEGER NOT NULL,
+    tf_user INTEGER NOT NULL
+);
+-- Document frequencies of lexical_postings: the sum of a term's rows (a removal adds a negative row).
+CREATE TABLE lexical_terms (
+    layer SMALLINT NOT NULL,
+    term UBIGINT NOT NULL,
+    df INTEGER NOT NULL
+);

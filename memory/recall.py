@@ -1,0 +1,309 @@
+"""recall: a query in, the exchanges that fit best out, each with its source and the reason.
+
+An arm is one way to score documents: a mechanism (keyword, vector), a layer (verbatim, distilled), read alone or
+together with its neighbours (window). A mode and a layer choose the arms; a fusion makes one list of them. Which
+weights are best depends on the logs (research/memory.md §6): `workbench calibrate` measures them on the person's own
+store and keeps them in its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from workbench.data.store import Store
+from workbench.errors import InputError
+from workbench.memory import fusion, index
+from workbench.memory.arms import Arms
+from workbench.memory.fusion import Arm
+from workbench.memory.show import iso
+from workbench.memory.tokenizers import get_tokenizer
+
+MODES = ("keyword", "vector", "hybrid")
+LAYERS = ("verbatim", "distilled", "both")
+FUSIONS = ("combsum", "rrf", "combmnz", "card")
+#: Candidates that each arm hands to the fusion (card 001).
+CANDIDATES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which exchanges may be found; None = all. Times are ISO 8601, a date means its first moment (UTC)."""
+
+    project: str | None = None
+    agent: str | None = None
+    since: str | None = None
+    until: str | None = None
+    file: str | None = None
+    room: str | None = None
+    tool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for, and how.
+
+    Args:
+        text: the query.
+        mode: keyword, vector, or hybrid (both).
+        layer: verbatim (the logs' words), distilled (the memories), or both.
+        k: how many hits.
+        fusion: combsum (min-max, weighted: the default), rrf, combmnz or card (card 001's own rules).
+        weights: arm name -> weight for combsum and rrf; None = the store's calibrated ones, else the defaults.
+        distiller: whose memories; None = the one with the most.
+    """
+
+    text: str
+    mode: str = "hybrid"
+    layer: str = "both"
+    k: int = 10
+    filters: Filters | None = None
+    fusion: str = "combsum"
+    weights: dict[str, float] | None = None
+    distiller: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("mode", self.mode, MODES), ("layer", self.layer, LAYERS), ("fusion", self.fusion, FUSIONS),
+        ):  # fmt: skip
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        if self.k < 1:
+            raise InputError(f"k must be 1 or more, not {self.k}.")
+
+
+@dataclass(slots=True)
+class Hit:
+    """An exchange that was found. `core` and `context` are None where it was not distilled."""
+
+    memory_id: str | None
+    exchange_id: str
+    conversation_id: str
+    source: dict[str, str]
+    ply_start: int
+    ply_end: int
+    started_at: str | None
+    score: float
+    why: list[str]
+    core: str | None
+    context: str | None
+    files: list[dict[str, str]]
+    rooms: list[str]
+    project: str | None = None
+    agent: str | None = None
+    title: str | None = None
+    thread: str = ""
+    quote: str = field(default="", repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def recall(store: Store, query: Query, arms: Arms | None = None) -> list[Hit]:
+    """The k best exchanges, best first, equal scores in the order in which they were stored.
+
+    Args: arms: kept from earlier calls by a long-lived process; None = made for this call.
+    Raises: InputError for filters that cannot be meant.
+    """
+    con = store.con
+    if not query.text.strip():
+        raise InputError("The query is empty. Say what to look for.")
+    arms = arms or Arms(store)
+    distiller = query.distiller or _main_distiller(con)
+    allowed = _allowed(con, query.filters) if query.filters else None
+    if allowed is not None and not len(allowed):
+        return []
+    found = _arms(arms, query, distiller, allowed)
+    docs, scores = _fuse(con, query, found)
+    return _hits(con, query, distiller, docs[: query.k], scores[: query.k], found)
+
+
+def _main_distiller(con: duckdb.DuckDBPyConnection) -> str | None:
+    row = con.execute("SELECT distiller FROM memories GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1").fetchone()
+    return row[0] if row else None
+
+
+def _arms(arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None) -> dict[str, Arm]:
+    """The scored documents of each arm that the mode and the layer ask for; empty arms are left out."""
+    layers = {"verbatim": index.VERBATIM}
+    if distiller:
+        layers["distilled"] = index.distilled(distiller)
+    chosen = layers if query.layer == "both" else {k: v for k, v in layers.items() if k == query.layer}
+    found: dict[str, Arm] = {}
+    for short, layer in chosen.items():
+        if query.mode != "vector":
+            found[f"keyword:{short}"] = arms.keyword(layer, query.text, CANDIDATES, allowed)
+            found[f"window:{short}"] = arms.keyword(layer, query.text, CANDIDATES, allowed, window=True)
+        if query.mode != "keyword":
+            found[f"vector:{short}"] = arms.vector(layer, query.text, CANDIDATES, allowed)
+    return {name: arm for name, arm in found.items() if len(arm[0])}
+
+
+#: Where a store was not calibrated. Chosen on the tuning half of the development queries: benchmarks/recall_quality.py.
+DEFAULT_WEIGHTS = {
+    "keyword:verbatim": 1.0, "window:verbatim": 0.3, "vector:verbatim": 0.3,
+    "keyword:distilled": 0.5, "window:distilled": 0.2, "vector:distilled": 0.3,
+}  # fmt: skip
+
+
+def _fuse(con: duckdb.DuckDBPyConnection, query: Query, found: dict[str, Arm]) -> Arm:
+    if not found:
+        return np.empty(0, np.int64), np.empty(0)
+    if query.fusion == "card":
+        return _fuse_as_card(found)
+    arms = list(found.values())
+    if query.fusion == "combmnz":
+        return fusion.comb_mnz(arms)
+    weights = query.weights or calibrated_weights(con) or DEFAULT_WEIGHTS
+    values = [weights.get(name, 0.0) for name in found]
+    if not any(values):
+        values = [1.0] * len(values)
+    return fusion.comb_sum(arms, values) if query.fusion == "combsum" else fusion.reciprocal_rank(arms, weights=values)
+
+
+def _fuse_as_card(found: dict[str, Arm]) -> Arm:
+    layers = []
+    for short in ("distilled", "verbatim"):
+        keyword, vector = found.get(f"keyword:{short}"), found.get(f"vector:{short}")
+        if keyword and vector:
+            layers.append(fusion.within_layer(keyword, vector))
+        elif keyword or vector:
+            layers.append(keyword or vector)
+    return fusion.across_layers(*layers) if len(layers) == 2 else layers[0]
+
+
+def calibrated_weights(con: duckdb.DuckDBPyConnection) -> dict[str, float] | None:
+    """The weights that `calibrate` found best on this store, None if it was not run."""
+    row = con.execute("SELECT value FROM settings WHERE name = 'fusion_weights'").fetchone()
+    return orjson.loads(row[0]) if row else None
+
+
+# -- filters --------------------------------------------------------------------------------------------------------
+
+
+def _allowed(con: duckdb.DuckDBPyConnection, filters: Filters) -> NDArray[np.int64] | None:
+    """The doc numbers that pass, None if the filters let everything pass."""
+    where, values = [], []
+    for column, value in (("c.project", filters.project), ("c.agent", filters.agent)):
+        if value:
+            where.append(f"({column} = ? OR {column} ILIKE ? ESCAPE '\\')")
+            values += [value, f"%{_escaped(value)}%"]
+    for operator, value in ((">=", filters.since), ("<", filters.until)):
+        if value:
+            where.append(f"e.started_at {operator} make_timestamptz(?::BIGINT)")
+            values.append(_moment(value))
+    if filters.file:
+        where.append("list_contains(list_transform(e.files->'$[*].path', p -> contains(p::VARCHAR, ?)), true)")
+        values.append(filters.file)
+    if filters.tool:
+        where.append("list_contains(e.tools, ?)")
+        values.append(filters.tool)
+    if filters.room:
+        where.append(
+            "e.exchange_id IN (SELECT m.exchange_id FROM memories m JOIN memory_rooms USING (memory_id) "
+            "JOIN rooms r USING (room_id) WHERE r.room_id = ? OR r.room_key = ? OR lower(r.label) = lower(?))"
+        )
+        values += [filters.room] * 3
+    if not where:
+        return None
+    sql = "SELECT e.seq FROM exchanges e JOIN conversations c USING (conversation_id) WHERE " + " AND ".join(where)
+    return con.execute(sql, values).fetchnumpy()["seq"]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _moment(value: str) -> int:
+    from workbench.data.records import parse_time
+
+    micros = parse_time(value)
+    if micros is None:
+        raise InputError(f"{value!r} is no time; write it as 2026-01-31 or 2026-01-31T09:30:00Z.")
+    return micros
+
+
+# -- hits -----------------------------------------------------------------------------------------------------------
+
+
+def _hits(
+    con: duckdb.DuckDBPyConnection, query: Query, distiller: str | None, docs: NDArray, scores: NDArray,
+    found: dict[str, Arm],
+) -> list[Hit]:  # fmt: skip
+    rows = con.execute(
+        """
+        SELECT e.seq, m.memory_id, e.exchange_id, e.conversation_id, c.format, c.path, c.session_id, e.ply_start,
+            e.ply_end, epoch_us(e.started_at), m.core, m.context, e.files, c.project, c.agent, c.title, e.thread,
+            e.user_text, e.assistant_text
+        FROM exchanges e JOIN conversations c USING (conversation_id)
+        LEFT JOIN memories m ON m.exchange_id = e.exchange_id AND m.distiller = $distiller
+        WHERE e.seq IN (SELECT unnest($docs::BIGINT[]))""",
+        {"distiller": distiller, "docs": docs.tolist()},
+    ).fetchall()
+    by_doc = {row[0]: row for row in rows}
+    rooms = _rooms(con, [row[1] for row in rows if row[1]])
+    terms = set(get_tokenizer(index.TOKENIZER)(query.text))
+    hits = []
+    for doc, score in zip(docs.tolist(), scores.tolist(), strict=True):
+        if (row := by_doc.get(doc)) is None:
+            continue
+        _, memory_id, eid, cid, format, path, session, start, end, at, core, context, files, project, agent = row[:15]
+        memory = f"{core}\n{context}" if context else core
+        hits.append(
+            Hit(
+                memory_id, eid, cid, {"format": format, "path": path, "session_id": session}, start, end, iso(at),
+                round(score, 6), _why(doc, found, terms, f"{row[17]} {row[18]} {memory or ''}"), core, context,
+                orjson.loads(files), rooms.get(memory_id or "", []), project, agent, row[15], row[16],
+                quote=memory or row[17][:400],
+            )
+        )  # fmt: skip
+    return hits
+
+
+def _rooms(con: duckdb.DuckDBPyConnection, memory_ids: Sequence[str]) -> dict[str, list[str]]:
+    rows = con.execute(
+        "SELECT p.memory_id, list(r.label ORDER BY p.relevance DESC, r.label) FROM memory_rooms p "
+        "JOIN rooms r USING (room_id) WHERE p.memory_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY 1",
+        [list(memory_ids)],
+    ).fetchall()
+    return dict(rows)
+
+
+def _why(doc: int, found: dict[str, Arm], terms: set[str], text: str) -> list[str]:
+    """Which arms found it at which rank, best first, and which words of the query it has."""
+    ranks = []
+    for name, (docs, _) in found.items():
+        at = np.flatnonzero(docs == doc)
+        if len(at):
+            ranks.append((int(at[0]) + 1, name))
+    why = [f"{name} #{rank}" for rank, name in sorted(ranks)]
+    shared = sorted(terms & set(get_tokenizer(index.TOKENIZER)(text)))
+    return why + ([f"words: {' '.join(shared)}"] if shared else [])
+
+
+class Recaller:
+    """recall for a long-lived process: what the arms need is kept in memory and refreshed when the store changed.
+
+    Args: path of the store; wait_seconds: how long a search waits for a process that is writing.
+    """
+
+    def __init__(self, path: Any, wait_seconds: float = 5.0) -> None:
+        self.path, self.wait_seconds = path, wait_seconds
+        self._arms: Arms | None = None
+
+    def search(self, query: Query) -> list[Hit]:
+        """As `recall`; the store is open only while this runs."""
+        with Store(self.path, read_only=True, wait_seconds=self.wait_seconds) as store:
+            if self._arms is None:
+                self._arms = Arms(store, warm=True)
+            self._arms.attach(store)
+            return recall(store, query, self._arms)
+
+

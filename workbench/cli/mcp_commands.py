@@ -1,0 +1,1 @@
+"""Placeholder while the MCP commands are written."""

@@ -1,0 +1,127 @@
+"""distill, recall, calibrate, methods: from exchanges to memories, and back to whoever asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.cli.app import app
+from workbench.cli.output import Json, number, print_json, progress, table
+
+if TYPE_CHECKING:
+    from workbench.memory.distill import DistillReport
+    from workbench.memory.recall import Hit
+
+
+@app.command()
+def recall(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
+    mode: Annotated[str, typer.Option(help="keyword, vector or hybrid.")] = "hybrid",
+    layer: Annotated[str, typer.Option(help="verbatim, distilled or both.")] = "both",
+    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
+    fusion: Annotated[str, typer.Option(help="combsum, rrf, combmnz or card.")] = "combsum",
+    project: Annotated[str | None, typer.Option(help="Only this project (or part of its name).")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only this agent, e.g. claude-code.")] = None,
+    since: Annotated[str | None, typer.Option(help="Not before this time (ISO 8601).")] = None,
+    until: Annotated[str | None, typer.Option(help="Before this time (ISO 8601).")] = None,
+    file: Annotated[str | None, typer.Option(help="Only exchanges that touched a file with this in its path.")] = None,
+    room: Annotated[str | None, typer.Option(help="Only this room (id, key or label).")] = None,
+    tool: Annotated[str | None, typer.Option(help="Only exchanges that called this tool.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Print a block for a prompt of at most this many tokens.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the exchanges that fit a query, in the logs' own words and in the memories made of them."""
+    from workbench import api
+    from workbench.memory.prompt_block import block
+    from workbench.memory.recall import Filters
+
+    filters = Filters(project, agent, since, until, file, room, tool)
+    hits = api.recall(query, context.obj, mode=mode, layer=layer, k=k, filters=filters, fusion=fusion)
+    if json and budget is None:
+        print_json([hit.as_json() for hit in hits])
+    elif budget is not None:
+        text = block(hits, budget)
+        print_json({"block": text}) if json else typer.echo(text or "Nothing was found that fits into the budget.")
+    else:
+        _print_hits(query, hits)
+
+
+def _print_hits(query: str, hits: list[Hit]) -> None:
+    if not hits:
+        typer.echo("Nothing found. `workbench stats` shows what the store holds; `workbench distill` makes memories.")
+        return
+    for i, hit in enumerate(hits, 1):
+        when = f" · {hit.started_at[:16].replace('T', ' ')}" if hit.started_at else ""
+        typer.secho(f"{i}. {hit.exchange_id}", fg="cyan", bold=True, nl=False)
+        typer.echo(f" · {hit.score:.3f}{when} · {hit.agent or hit.source['format']} · {hit.project or ''}")
+        for line in (hit.quote or "").splitlines()[:4]:
+            typer.echo(f"   {line[:200]}")
+        names = [f"{f['path'].rsplit('/', 1)[-1]} ({f['action']})" for f in hit.files[:4]]
+        if names:
+            typer.secho(f"   files: {', '.join(names)}{' …' if len(hit.files) > 4 else ''}", dim=True)
+        typer.secho(f"   why: {'; '.join(hit.why)}", dim=True)
+    if all(hit.memory_id is None for hit in hits):
+        typer.echo("These exchanges have no memories yet: run `workbench distill`.")
+    typer.echo(f"Source: `workbench show {hits[0].exchange_id}`")
+
+
+@app.command()
+def distill(
+    context: typer.Context,
+    distiller: Annotated[str, typer.Option(help="extractive (built in, no model) or llm.")] = "extractive",
+    limit: Annotated[int | None, typer.Option(help="At most this many exchanges in this run.")] = None,
+    json: Json = False,
+) -> None:
+    """Turn exchanges into compact memories. Goes on where it stopped; Ctrl-C loses at most a second of work."""
+    from workbench import api
+
+    if distiller != "extractive":
+        raise typer.BadParameter("known distillers: extractive, llm", param_hint="--distiller")
+    with progress(quiet=json) as say:
+
+        def look(report: DistillReport) -> None:
+            say(f"{report.memories_added:,} memories")
+
+        report = api.distill(context.obj, limit=limit, progress=look)
+    if json:
+        print_json(report.as_json())
+        return
+    ratio = f"{report.verbatim_tokens / report.memory_tokens:.1f}x fewer" if report.memory_tokens else ""
+    rows = [
+        ("memories added", number(report.memories_added)), ("failed", number(report.failed)),
+        ("verbatim tokens", number(report.verbatim_tokens)), ("memory tokens", f"{report.memory_tokens:,} {ratio}"),
+    ]  # fmt: skip
+    table(f"Distilled by {report.distiller} in {report.seconds:.1f} s", rows)
+    for reason, count in report.reasons.most_common(5):
+        typer.echo(f"{count} x {reason}")
+
+
+@app.command()
+def methods(
+    action: Annotated[str, typer.Argument(help="list, or show NAME.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="A method's name.")] = None,
+    json: Json = False,
+) -> None:
+    """The published systems that are built here: where each comes from and what was shown."""
+    from difflib import get_close_matches
+
+    from workbench.errors import InputError, NotFound
+    from workbench.methods import ENTRIES
+
+    if action not in ("list", "show") or (action == "show") != (name is not None):
+        raise InputError("Use `workbench methods list` or `workbench methods show NAME`.")
+    chosen = [entry for entry in ENTRIES if name in (None, entry.name)]
+    if not chosen:
+        near = get_close_matches(name or "", [entry.name for entry in ENTRIES], 3, 0.0)
+        raise NotFound(f"No method is called {name!r}. Nearest: {', '.join(near)}.")
+    rows = [entry.as_json() for entry in chosen]
+    if json:
+        print_json(rows if action == "list" else rows[0])
+    elif action == "list":
+        table("Methods", [(str(r["name"]), str(r["seed"]), str(r["arxiv"]), str(r["family"])) for r in rows],
+              ("name", "card", "arXiv", "family"))  # fmt: skip
+    else:
+        for key, value in rows[0].items():
+            typer.echo(f"{key}: {value}")
