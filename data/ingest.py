@@ -21,12 +21,12 @@ from workbench.data.importers.base import Source, unreadable
 from workbench.data.records import Checkpoint, Conversation, Message, Unreadable, digest
 from workbench.data.sources import Found, find, opened, probe
 from workbench.data.store import Store, store_errors
-from workbench.data.writer import BATCH_BYTES, Writer
+from workbench.data.writer import Writer
 from workbench.errors import InputError
 
 #: Commit at the next checkpoint after this many bytes of source or seconds: enough to make commits cheap, short enough
 #: for waiting processes and for what a kill can cost.
-COMMIT_BYTES = BATCH_BYTES
+COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 1.0
 FINGERPRINT_BYTES = 4096
 

@@ -44,9 +44,7 @@ class _Span(NamedTuple):
 def redact(text: str, *, user_names: bool = False) -> Redacted:
     """Replaces every secret by a placeholder; doing it twice changes nothing.
 
-    Args:
-        text: any text, of any length.
-        user_names: also replaces the user's name in home directories (/home/NAME, C:\\Users\\NAME).
+    Args: user_names: also replaces the user's name in home directories (/home/NAME, C:\\Users\\NAME).
 
     Raises: MissingExtra if detect-secrets is not installed.
     """
@@ -78,9 +76,11 @@ class _Names:
     def learn(self, text: str, spans: list[_Span]) -> None:
         for start, end, kind in spans:
             secret = text[start:end]
-            self._name(secret, kind)
-            if len(secret) >= 8 and _is_mixed(secret) and kind not in ("email", "user"):
-                self._alone.add(secret)
+            name = self._name(secret, kind)
+            for part in re.split(r"[=;]\s*", secret) if kind == "cookie" else [secret]:
+                if len(part) >= 8 and _is_mixed(part) and kind not in ("email", "user"):
+                    self._alone.add(part)
+                    self._of_secret.setdefault(part, name)
 
     def _name(self, secret: str, kind: str) -> str:
         if secret not in self._of_secret:
@@ -302,7 +302,8 @@ _STRONG = (
     r"account|auth|client|encryption|license|master|priv|private|service|shared|signing|storage|subscription)[_-]?key"
 )
 _WEAK = r"token|bearer|session[_-]?id|key"
-_NAME = re.compile(rf"(?:(?P<strong>{_STRONG})|(?P<weak>{_WEAK}))(?P<rest>[\w-]{{0,24}})", re.IGNORECASE)
+_NAME = re.compile(rf"(?:{_STRONG}|{_WEAK})[\w-]{{0,24}}", re.IGNORECASE)
+_STRONG_NAME = re.compile(_STRONG)
 _SEPARATOR = re.compile(r"(?:\\*[\"'`\])]){0,2}[ \t]{0,4}(?P<sign>:=|=>|={1,3}|!==?|:|\b(?:is|was)\b)[ \t]{0,4}")
 _FLAG = re.compile(r"[ \t]+|=")
 _MARKUP = re.compile(r">(?=[^<\s])")
@@ -341,7 +342,7 @@ def _assignments(text: str) -> Iterator[_Span]:
         name = prefix + m.group()
         is_shell = prefix.startswith("--") or (name.isupper() and separator.group() == "=")
         is_quoted = value.re is _QUOTED
-        if end > start and _is_secret(text[start:end], name.lower(), bool(m["strong"]), is_quoted, is_shell):
+        if end > start and _is_secret(text[start:end], name.lower(), is_quoted, is_shell):
             rest = _REST_OF_BARE.match(text, end) if end - start == 600 else None
             last = rest.end() if rest else end
             yield _Span(start, last, "password" if re.search("pass|pwd", m.group().lower()) else "credential")
@@ -367,12 +368,13 @@ def _separator(text: str, name: re.Match[str], prefix: str) -> re.Match[str] | N
     return found
 
 
-def _is_secret(value: str, name: str, is_strong: bool, is_quoted: bool, is_shell: bool) -> bool:
+def _is_secret(value: str, name: str, is_quoted: bool, is_shell: bool) -> bool:
     """Whether the value of this name is a secret rather than code, a type, a count or an example's stand-in."""
     if _STANDS_FOR_A_VALUE.match(value) or name.endswith(("_env", "_file", "_path", "_name", "_url", "-file", "-env")):
         return False
-    if not is_strong:
-        return _is_random(value, is_hex_random="token" in name or "bearer" in name)
+    if not _STRONG_NAME.search(name):
+        is_short = is_shell and name.endswith("token") and len(value) >= 8 and _is_mixed(value)
+        return is_short or _is_random(value, is_hex_random="token" in name or "bearer" in name)
     if is_quoted:
         return len(value) >= 3 and (" " not in value.strip() or "pass" in name)
     if is_shell:

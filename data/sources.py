@@ -21,7 +21,20 @@ MAX_HEAD_BYTES = 8 << 20
 #: Folders that never hold logs and can be huge.
 SKIPPED_FOLDERS = {".git", "node_modules", "__pycache__", ".venv"}
 #: What a log is never called: opening these only costs time. Everything else is judged by its content.
-SKIPPED_SUFFIXES = {".duckdb", ".wal", ".sqlite", ".db", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf", ".so", ".pyc"}
+SKIPPED_SUFFIXES = {
+    ".duckdb",
+    ".wal",
+    ".sqlite",
+    ".db",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".webp",
+    ".pdf",
+    ".so",
+    ".pyc",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,9 @@ def find(paths: list[str]) -> Iterator[Found]:
         elif path.exists():
             yield from _find_in_file(path, required=True)
         else:
-            raise InputError(f"{given} does not exist. Give a log file, a folder of logs, a zip, or - for standard input.")
+            raise InputError(
+                f"{given} does not exist. Give a log file, a folder of logs, a zip, or - for standard input."
+            )
 
 
 def _find_in_folder(folder: Path) -> Iterator[Found]:
@@ -84,7 +99,9 @@ def _find_in_file(path: Path, required: bool) -> Iterator[Found]:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and m.file_size]
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is a damaged zip: {error}. Unpack what can be saved and ingest the folder.") from error
+        raise InputError(
+            f"{path} is a damaged zip: {error}. Unpack what can be saved and ingest the folder."
+        ) from error
     for member in sorted(members, key=lambda m: m.filename):
         if Path(member.filename).suffix.lower() not in SKIPPED_SUFFIXES:
             yield Found(f"{shown}!/{member.filename}", path, member.filename, member.file_size, stat.st_mtime_ns)

@@ -1,8 +1,8 @@
 """Writes what importers yield into the store: batched through Arrow, merged, deduplicated, in the caller's transaction.
 
-Records are buffered as columns and inserted with one statement a table and batch. Ids are content hashes, so a row
-that is there already is left out by an anti-join. Ids are not made primary keys: DuckDB's indexes would cost more on
-insert than the join does, because `seq` lets it look only at the rows of the conversations concerned.
+Records are buffered and inserted with one statement a table and batch. Ids are content hashes, so what is there
+already is recognised and left out. Ids are no primary keys: DuckDB's indexes would cost more on insert than looking
+does, because only conversations that are stored already need a look, and `seq` finds their rows.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ BATCH_MESSAGES = 4000
 
 _MESSAGE_SCHEMA = pa.schema(
     [
-        ("seq", pa.int64()), ("message_id", pa.string()), ("conversation_id", pa.string()), ("role", pa.string()),
-        ("native_id", pa.string()), ("parent_native_id", pa.string()), ("agent_id", pa.string()),
-        ("created_at", pa.timestamp("us", tz="UTC")), ("model", pa.string()), ("tokens_in", pa.int64()),
-        ("tokens_out", pa.int64()), ("tokens_cached", pa.int64()), ("source_id", pa.string()),
-        ("source_offset", pa.int64()), ("source_length", pa.int64()), ("meta", pa.string()),
+        ("seq", pa.int64()), ("conversation_id", pa.string()), ("role", pa.string()), ("native_id", pa.string()),
+        ("parent_native_id", pa.string()), ("agent_id", pa.string()), ("created_at", pa.timestamp("us", tz="UTC")),
+        ("model", pa.string()), ("tokens_in", pa.int64()), ("tokens_out", pa.int64()), ("tokens_cached", pa.int64()),
+        ("source_id", pa.string()), ("source_offset", pa.int64()), ("source_length", pa.int64()), ("meta", pa.string()),
+        ("thread", pa.string()), ("ply", pa.int32()), ("message_id", pa.string()),
     ]
 )  # fmt: skip
+_TOKENS_OUT = _MESSAGE_SCHEMA.get_field_index("tokens_out")
 _PART_SCHEMA = pa.schema(
     [
-        ("seq", pa.int64()), ("part_id", pa.string()), ("message_id", pa.string()), ("conversation_id", pa.string()),
-        ("ordinal", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("name", pa.string()),
-        ("call_id", pa.string()), ("is_error", pa.bool_()), ("data", pa.string()),
+        ("seq", pa.int64()), ("message_id", pa.string()), ("conversation_id", pa.string()), ("ordinal", pa.int32()),
+        ("kind", pa.string()), ("text", pa.string()), ("name", pa.string()), ("call_id", pa.string()),
+        ("is_error", pa.bool_()), ("data", pa.string()), ("part_id", pa.string()),
     ]
 )  # fmt: skip
 _CONVERSATION_SCHEMA = pa.schema(
@@ -60,6 +61,8 @@ class _Open:
     format: str
     is_new: bool = True
     first_seq: int | None = None  # None until looked up
+    next_ply: int = 0
+    stored: bool = False  # whether rows of it can be in the store already
 
 
 @dataclass
@@ -91,8 +94,8 @@ class Writer:
         self._clear_batch()
 
     def _clear_batch(self) -> None:
-        self._messages: list[tuple[Any, ...]] = []
-        self._parts: list[tuple[Any, ...]] = []
+        self._messages: dict[str, list[Any]] = {}  # message_id -> row
+        self._parts: dict[str, tuple[Any, ...]] = {}  # part_id -> row
         self._bytes = 0
 
     def begin_source(self, source_id: str, path: str, format: str) -> None:
@@ -121,39 +124,37 @@ class Writer:
             self.conversation(Conversation(record.session_id))
             cid = self._cids[record.session_id]
         self._seq += 1
-        rows, content = self._part_rows(record)
+        rows = self._part_rows(record)
+        contents = [f"{row[0]}\0{row[1]}\0{row[3]}\0{row[5]}" for row in rows]
         if record.merge:
             mid = _hash(cid, record.native_id)
-            keys = [_hash(part.key, row[2])[:10] for part, row in zip(record.parts, rows, strict=True)]
+            keys = [_hash(part.key, content)[:10] for part, content in zip(record.parts, contents, strict=True)]
         else:
-            mid = _hash(cid, record.native_id + "\0" + content)
+            mid = _hash(cid, "\0".join((record.native_id, record.role, *contents)))
             keys = [str(i) for i in range(len(rows))]
         for i, row in enumerate(rows):
-            self._parts.append((self._seq, f"{mid}.{keys[i]}", mid, cid, i, *row[:1], row[1], *row[3:]))
-            self._bytes += len(row[1])
-        self._messages.append(
-            (
-                self._seq, mid, cid, record.role, record.native_id, record.parent_id, record.agent_id,
-                record.created_at, record.model, record.tokens_in, record.tokens_out, record.tokens_cached,
-                self._source_id, record.offset, record.length,
-                _json(record.meta),
-            )
-        )  # fmt: skip
+            self._parts.setdefault(f"{mid}.{keys[i]}", (self._seq, mid, cid, i, *row))
+        known = self._messages.get(mid)
+        if known is None:
+            self._messages[mid] = [
+                self._seq, cid, record.role, record.native_id, record.parent_id, record.agent_id, record.created_at,
+                record.model, record.tokens_in, record.tokens_out, record.tokens_cached, self._source_id,
+                record.offset, record.length, _json(record.meta),
+                "" if record.agent_id is None else f"agent:{record.agent_id}",
+            ]  # fmt: skip
+        elif record.tokens_out is not None:  # a later piece of the same message: its usage is the final one
+            known[_TOKENS_OUT] = max(known[_TOKENS_OUT] or 0, record.tokens_out)
         if self._bytes > BATCH_BYTES or len(self._messages) >= BATCH_MESSAGES:
             self.flush()
 
-    def _part_rows(self, record: Message) -> tuple[list[tuple[Any, ...]], str]:
-        """(kind, text, hashable content, name, call_id, is_error, data) of each part; all content of the message."""
+    def _part_rows(self, record: Message) -> list[tuple[Any, ...]]:
+        """(kind, text, name, call_id, is_error, data) of each part."""
         rows = []
-        contents = [record.role]
         for part in record.parts:
             data = None if part.data is None else orjson.dumps(part.data).decode()
-            content = f"{part.kind}\0{part.text}\0{part.call_id or ''}\0{data or ''}"
-            rows.append((part.kind, part.text, content, part.name, part.call_id, part.is_error, data))
-            contents.append(content)
-            if data:
-                self._bytes += len(data)
-        return rows, "" if record.merge else "\0".join(contents)
+            self._bytes += len(part.text) + (len(data) if data else 0)
+            rows.append((part.kind, part.text, part.name, part.call_id, part.is_error, data))
+        return rows
 
     def quarantine(self, record: Unreadable) -> None:
         """Keeps what could not be read: source, place, reason, bytes. The same entry is kept once."""
@@ -166,17 +167,50 @@ class Writer:
         )  # fmt: skip
 
     def flush(self) -> None:
-        """Inserts what is buffered into the open transaction."""
+        """Inserts what is buffered into the open transaction, but for what the store has already."""
         if not self._messages:
             return
-        messages = _table(self._messages, _MESSAGE_SCHEMA)
-        parts = _table(self._parts, _PART_SCHEMA)
-        cids = sorted({row[2] for row in self._messages})
-        first_seq = self._look_up(cids, self._messages[0][0])
-        added, unchanged = _insert(self.con, messages, parts, cids, first_seq, self._begun_seq)
-        self.written.messages_added += added
-        self.written.messages_unchanged += unchanged
+        cids = sorted({row[1] for row in self._messages.values()})
+        first_seq = self._look_up(cids, next(iter(self._messages.values()))[0])
+        stored = [cid for cid in cids if self._open[cid].stored]
+        if stored:
+            self._leave_out_known(stored, first_seq)
+        for row in self._messages.values():
+            opened = self._open[row[1]]
+            row.append(opened.next_ply)
+            opened.next_ply += 1
+            opened.stored = True
+        rows = [(*row, mid) for mid, row in self._messages.items()]
+        parts = [(*row, pid) for pid, row in self._parts.items()]
+        self.written.messages_added += len(rows)
         self._clear_batch()
+        _insert(self.con, "messages", rows, _MESSAGE_SCHEMA)
+        _insert(self.con, "parts", parts, _PART_SCHEMA)
+
+    def _leave_out_known(self, cids: list[str], first_seq: int) -> None:
+        """Takes what the store has already out of the batch; brings token counts of known messages up to date."""
+        where = {"cids": cids, "seq": first_seq}
+        known = self.con.execute(
+            "SELECT message_id, seq, tokens_out FROM messages "
+            "WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))", where
+        ).fetchall()  # fmt: skip
+        for mid, seq, tokens_out in known:
+            row = self._messages.pop(mid, None)
+            if row is None:
+                continue
+            if seq <= self._begun_seq:
+                self.written.messages_unchanged += 1
+            if row[_TOKENS_OUT] is not None and row[_TOKENS_OUT] > (tokens_out or 0):
+                self.con.execute(
+                    "UPDATE messages SET tokens_out = ? WHERE seq = ? AND message_id = ?", [row[_TOKENS_OUT], seq, mid]
+                )
+        known_parts = self.con.execute(
+            "SELECT part_id FROM parts WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))",
+            where,
+        )
+        while rows := known_parts.fetchmany(10_000):
+            for (pid,) in rows:
+                self._parts.pop(pid, None)
 
     def _look_up(self, cids: list[str], next_seq: int) -> int:
         """Finds which conversations the store has already; returns the lowest seq that any of them can have."""
@@ -184,11 +218,12 @@ class Writer:
         if unknown:
             for cid in unknown:
                 self._open[cid].first_seq = next_seq
-            for cid, first_seq in self.con.execute(
-                "SELECT conversation_id, first_seq FROM conversations "
+            for cid, first_seq, count in self.con.execute(
+                "SELECT conversation_id, first_seq, num_messages FROM conversations "
                 "WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))", [unknown]
             ).fetchall():  # fmt: skip
-                self._open[cid].is_new, self._open[cid].first_seq = False, first_seq
+                opened = self._open[cid]
+                opened.is_new, opened.first_seq, opened.next_ply, opened.stored = False, first_seq, count, True
         return min(self._open[cid].first_seq or 0 for cid in cids)
 
     def finish(self) -> Written:
@@ -307,60 +342,11 @@ def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     )
 
 
-def _insert(
-    con: duckdb.DuckDBPyConnection, messages: pa.Table, parts: pa.Table, cids: list[str], first_seq: int, begun_seq: int
-) -> tuple[int, int]:
-    """Inserts the rows that are not there yet; returns the numbers of new messages and of those of earlier runs."""
-    con.register("batch_messages", messages)
-    con.register("batch_parts", parts)
-    where = {"cids": cids, "seq": first_seq}
+def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]], schema: pa.Schema) -> None:
+    if not rows:
+        return
+    con.register("batch", _table(rows, schema))
     try:
-        unchanged = con.execute(
-            "SELECT count(DISTINCT message_id) FROM batch_messages SEMI JOIN (SELECT message_id FROM messages WHERE "
-            "seq BETWEEN $seq AND $begun AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))) USING (message_id)",
-            {**where, "begun": begun_seq},
-        ).fetchone()
-        added = con.execute(
-            """
-            INSERT INTO messages
-            WITH known AS (
-                SELECT conversation_id, message_id, ply FROM messages
-                WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))),
-            fresh AS (
-                SELECT min(seq) AS seq, message_id, first(conversation_id) AS conversation_id, first(role) AS role,
-                    first(native_id) AS native_id, first(parent_native_id ORDER BY seq) AS parent_native_id,
-                    first(agent_id) AS agent_id, min(created_at) AS created_at, max(model) AS model,
-                    max(tokens_in) AS tokens_in, max(tokens_out) AS tokens_out, max(tokens_cached) AS tokens_cached,
-                    first(source_id) AS source_id, min(source_offset) AS source_offset,
-                    first(source_length ORDER BY seq) AS source_length, first(meta ORDER BY seq) AS meta
-                FROM batch_messages GROUP BY message_id)
-            SELECT seq, message_id, f.conversation_id,
-                coalesce((SELECT max(ply) + 1 FROM known k WHERE k.conversation_id = f.conversation_id), 0)
-                    + row_number() OVER (PARTITION BY f.conversation_id ORDER BY seq) - 1,
-                CASE WHEN agent_id IS NULL THEN '' ELSE 'agent:' || agent_id END,
-                role, native_id, parent_native_id, agent_id, created_at, model, tokens_in, tokens_out, tokens_cached,
-                source_id, source_offset, source_length, meta
-            FROM fresh f ANTI JOIN known USING (message_id) ORDER BY seq""",
-            where,
-        ).fetchone()
-        con.execute(
-            """
-            UPDATE messages SET tokens_out = b.tokens_out
-            FROM (SELECT message_id, max(tokens_out) AS tokens_out FROM batch_messages GROUP BY message_id) b
-            WHERE messages.message_id = b.message_id AND messages.seq >= $seq
-                AND messages.tokens_out < b.tokens_out""",
-            {"seq": first_seq},
-        )
-        con.execute(
-            """
-            INSERT INTO parts
-            SELECT * FROM batch_parts b ANTI JOIN (
-                SELECT part_id FROM parts
-                WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))) USING (part_id)
-            QUALIFY row_number() OVER (PARTITION BY part_id ORDER BY seq) = 1 ORDER BY seq, ordinal""",
-            where,
-        )
+        con.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch")
     finally:
-        con.unregister("batch_messages")
-        con.unregister("batch_parts")
-    return (int(added[0]) if added else 0, int(unchanged[0]) if unchanged else 0)
+        con.unregister("batch")

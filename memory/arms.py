@@ -29,9 +29,7 @@ class Arms:
         for searcher in self._bm25.values():
             searcher.attach(store.con)
 
-    def keyword(
-        self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None, window: bool = False
-    ) -> Arm:
+    def keyword(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None, window: bool = False) -> Arm:
         """BM25 of a layer; nothing where the layer has no documents yet."""
         if layer not in self._bm25:
             if find_layer(self.store.con, layer) is None:

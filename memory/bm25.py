@@ -213,9 +213,7 @@ class ColdBm25(_Bm25):
         found = index.read_postings(self._con, self._layer.id, list(terms))
         positions = _positions(self._docs, found.doc)
         bounds = np.append(_starts(found.term), len(found.term)).tolist()
-        return [
-            (int(found.term[a]), positions[a:b], found.tf[a:b], found.tf_user[a:b]) for a, b in pairwise(bounds)
-        ]
+        return [(int(found.term[a]), positions[a:b], found.tf[a:b], found.tf_user[a:b]) for a, b in pairwise(bounds)]
 
 
 class _Segment:

@@ -186,9 +186,7 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchang
         columns = zip(*rows, strict=True) if rows else [[] for _ in names]
         con.register(table, pa.table({n: pa.array(c) for n, c in zip(names, columns, strict=True)}))
     # A record of the same exchange from an earlier run that lost the race with a change of the log is replaced.
-    stale = (
-        "SELECT m.memory_id FROM memories m JOIN new_memories n USING (exchange_id) WHERE m.distiller = n.distiller"
-    )
+    stale = "SELECT m.memory_id FROM memories m JOIN new_memories n USING (exchange_id) WHERE m.distiller = n.distiller"
     con.execute(f"DELETE FROM memory_rooms WHERE memory_id IN ({stale})")
     con.execute(f"DELETE FROM memories WHERE memory_id IN ({stale})")
     con.execute(

@@ -305,5 +305,3 @@ class Recaller:
                 self._arms = Arms(store, warm=True)
             self._arms.attach(store)
             return recall(store, query, self._arms)
-
-

@@ -31,7 +31,9 @@ def main() -> int:
     """Checks every tracked Python file; returns the exit code."""
     listed = subprocess.run(["git", "ls-files", "*.py"], capture_output=True, text=True, check=True).stdout.split()
     found = [message for name in listed if not Path(name).is_symlink() for message in violations(Path(name))]
-    print("\n".join(found) or f"{len(listed)} files within {MAX_FILE_LINES} lines, functions within {MAX_FUNCTION_LINES}")
+    print(
+        "\n".join(found) or f"{len(listed)} files within {MAX_FILE_LINES} lines, functions within {MAX_FUNCTION_LINES}"
+    )
     return 1 if found else 0
 
 

@@ -1,10 +1,10 @@
 """Agent logs go in; compact memories, skills and smaller, better models come out.
 
-    import workbench
-    workbench.ingest(["~/.claude/projects"])
-    workbench.distill()
-    for hit in workbench.recall("why did the retry test fail", k=5):
-        print(hit.core, hit.source.path)
+import workbench
+workbench.ingest(["~/.claude/projects"])
+workbench.distill()
+for hit in workbench.recall("why did the retry test fail", k=5):
+    print(hit.core, hit.source.path)
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.data.importers._chat_parts import call_part, count_or_none, parts_of, result_parts
-from workbench.data.importers._members import read_rows
-from workbench.data.importers.base import Probe, Source, as_text
+from workbench.data.importers._members import not_understood, read_rows
+from workbench.data.importers.base import SHAPE_ERRORS, Probe, Source, as_text
 from workbench.data.importers.json_stream import Member
 from workbench.data.records import Conversation, Message, Part, Record, digest, parse_time
 
@@ -86,12 +86,22 @@ def _whole(value: Any, source: Source, member: Member, parent: _Trajectory | Non
         else:
             meta_parent = parent_session or None
     for i, step in enumerate(value["steps"]):
-        yield from _step(step, own, source, Member("steps", i, member.offset, member.length, step), meta_parent)
+        try:
+            records = list(
+                _step(step, own, source, Member("steps", i, member.offset, member.length, step), meta_parent)
+            )
+        except SHAPE_ERRORS as error:
+            yield not_understood(member.offset, member.length, step, error)
+            continue
+        yield from records
     if own.session_id and own.agent_id is None:
         yield _about(own, meta_parent)
     subs = value.get("subagent_trajectories")
     for i, sub in enumerate(subs if isinstance(subs, list) else []):
-        yield from _whole(sub, source, Member("subagent_trajectories", i, member.offset, member.length, sub), own)
+        try:
+            yield from _whole(sub, source, Member("subagent_trajectories", i, member.offset, member.length, sub), own)
+        except SHAPE_ERRORS as error:
+            yield not_understood(member.offset, member.length, sub, error)
     if not value["steps"]:
         source.skipped["trajectory without steps"] += 1
 

@@ -71,7 +71,8 @@ class _Session:
 
     def resolve(self, row: dict[str, Any]) -> str | None:
         """Native id of the message that a line hangs on; None where this read has not seen it."""
-        native_id = self.nearest.get(row.get("parentUuid") or row.get("logicalParentUuid"))  # type: ignore[arg-type]
+        uuid = row.get("parentUuid") or row.get("logicalParentUuid")
+        native_id = self.nearest.get(uuid) if isinstance(uuid, str) else None
         while native_id in self.moved:
             native_id = self.moved[native_id]
         return native_id
@@ -153,7 +154,7 @@ class _Reader:
             return [Conversation(session.session_id, agent="claude-code")]
         forked, uuid = row.get("forkedFrom"), row.get("parentUuid")
         parent = known_string(forked.get("sessionId")) if isinstance(forked, dict) else None
-        if parent is None and uuid not in session.nearest:
+        if parent is None and isinstance(uuid, str) and uuid not in session.nearest:
             parent = next((s.session_id for s in self.sessions.values() if uuid in s.nearest), None)
         facts = {"version": row.get("version"), "git_branch": row.get("gitBranch")}
         title, self.title = None if session.is_titled_by_user else self.title, None

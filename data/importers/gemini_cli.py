@@ -1,4 +1,4 @@
-"""Gemini CLI: ~/.gemini/tmp/<project>/chats/session-*.json (one document, rewritten as it grows) and, since 2026, .jsonl.
+"""Gemini CLI: ~/.gemini/tmp/<project>/chats/session-*.json (a document, rewritten as it grows); since 2026 .jsonl.
 
 The lines of the JSONL are a log of changes: a message, written again in full whenever it gains a tool result;
 `{"$set": {…}}` for metadata, or for the messages that the model is shown from now on; `{"$rewindTo": id}`, which
@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from workbench.data.importers._blocks import count, known_string, stored_image
-from workbench.data.importers.base import SHAPE_ERRORS, Probe, Source, as_text, read_json_lines, unreadable
+from workbench.data.importers._members import not_understood
+from workbench.data.importers.base import SHAPE_ERRORS, Probe, Source, as_text, read_json_lines
 from workbench.data.importers.json_rows import with_peek
 from workbench.data.importers.json_stream import Member, read_members
 from workbench.data.records import Conversation, Message, Part, Record, digest, parse_time
@@ -74,10 +75,7 @@ def _read_document(source: Source, session: _Session) -> Iterator[Record]:
                     yield from session.metadata(about, orjson.dumps(member.value))
                 yield from session.message(member.value, member.offset, member.length)
             except SHAPE_ERRORS as error:
-                reason = f"unexpected shape: {type(error).__name__}: {str(error)[:200]}"
-                piece = unreadable(member.offset, orjson.dumps(member.value), reason)
-                piece.length = member.length
-                yield piece
+                yield not_understood(member.offset, member.length, member.value, error)
     if about:
         yield from session.metadata(about, orjson.dumps(about))
 
@@ -268,7 +266,8 @@ def _results(call: dict[str, Any]) -> Iterator[Part]:
 
 def _response(response: dict[str, Any], name: str | None, call_id: str | None, failed: bool | None) -> Part:
     said = response.get("response")
-    keys = ("output", "error") if isinstance(said, dict) and len(said) == 1 else ()
-    text = next((said[key] for key in keys if key in said), said)
+    text = said
+    if isinstance(said, dict) and said.keys() & {"output", "error"} and len(said) == 1:
+        (text,) = said.values()
     name = name or known_string(response.get("name"))
     return Part("tool_result", as_text(text), name, call_id or known_string(response.get("id")), is_error=failed)

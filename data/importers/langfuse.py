@@ -85,7 +85,7 @@ class _Document:
 
 
 def _row_spans(row: Any, member: Member, source: Source) -> Iterator[Span | Unreadable]:
-    """The spans of a row: an observation, or a trace or session with others inside. One that is spoilt is Unreadable."""
+    """The spans of a row: an observation, or a trace or session with others inside; a spoilt one is Unreadable."""
     try:
         yield from _spans_inside(row, member, source)
     except SHAPE_ERRORS as error:

@@ -286,6 +286,8 @@ class _Run:
         if not self.session_id and self.waiting:
             yield from self._begin()
         if not self.session_id:
+            if self.fields:
+                self.source.skipped["document without messages"] += 1
             return
         info, config = _dict(self.fields.get("info")), _dict(self.fields.get("replay_config"))
         if isinstance(info.get("submission"), str) and info["submission"].strip():

@@ -21,7 +21,11 @@ FORMAT = "workbench_log"
 
 def detect(probe: Probe) -> int:
     """Certain where the first lines carry our own mark."""
-    return 100 if any(row.get("workbench") == 1 and row.get("type") in ("conversation", "message") for row in probe.lines) else 0
+    return (
+        100
+        if any(row.get("workbench") == 1 and row.get("type") in ("conversation", "message") for row in probe.lines)
+        else 0
+    )
 
 
 def read(source: Source) -> Iterator[Record]:
@@ -56,7 +60,8 @@ def encode(record: Conversation | Message) -> bytes:
                 row[name] = value
     if isinstance(record, Message):
         row["parts"] = [
-            {k: v for k in Part.__dataclass_fields__ if (v := getattr(part, k)) not in (None, "")} for part in record.parts
+            {k: v for k in Part.__dataclass_fields__ if (v := getattr(part, k)) not in (None, "")}
+            for part in record.parts
         ]
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -85,9 +85,15 @@ class BadReply(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is sent for an exchange: `sides` are the redacted, cut texts in which a detail must be found."""
+    """What is sent for an exchange.
+
+    Args:
+        redacted: the exchange without its secrets, not cut: the core is checked against this too.
+        sides: its texts, cut, as sent; a detail must be found in one of them.
+    """
 
     exchange: Exchange
+    redacted: Exchange
     messages: list[dict[str, str]]
     sides: tuple[str, str]
     num_redacted: int = 0
@@ -108,7 +114,9 @@ def build_prompt(exchange: Exchange, max_side_chars: int = MAX_SIDE_CHARS) -> Pr
     ]
     content = "The exchange:\n\n" + "\n\n".join(quoted) + "\n\nReturn its record as JSON."
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
-    return Prompt(exchange, messages, sides, sum(sum(r.findings.values()) for r in redacted))
+    files = () if redacted[3].findings else exchange.files
+    without_secrets = replace(exchange, user_text=user, assistant_text=assistant, title=title, files=files)
+    return Prompt(exchange, without_secrets, messages, sides, sum(sum(r.findings.values()) for r in redacted))
 
 
 def _cut(text: str, max_chars: int) -> str:
@@ -122,13 +130,20 @@ def _cut(text: str, max_chars: int) -> str:
     return f"{head}\n[… {len(text) - len(head) - len(tail)} characters left out …]\n{tail}"
 
 
+def redact_like(prompt: Prompt, texts: Sequence[str]) -> list[str]:
+    """Redacts what a model wrote, should it hold a secret of the exchange, by the exchange's own placeholders."""
+    exchange = prompt.exchange
+    known = [exchange.user_text, exchange.assistant_text, exchange.title]
+    return [r.text for r in redact_all([*known, *texts])[len(known) :]]
+
+
 def read_reply(prompt: Prompt, text: str) -> Distilled:
     """The record in a model's words.
 
     Raises: BadReply if there is none, or it breaks the schema or a check.
     """
     try:
-        record = _Record.model_validate(_find_json(text))
+        record = _Record.model_validate(_find_json(redact_like(prompt, [text])[0] if prompt.num_redacted else text))
     except ValidationError as e:
         errors = [f"{'.'.join(map(str, x['loc'])) or 'the answer'}: {x['msg']}" for x in e.errors()[:5]]
         raise BadReply("; ".join(errors)) from e
@@ -136,6 +151,7 @@ def read_reply(prompt: Prompt, text: str) -> Distilled:
     core = PLACEHOLDER.sub("(redacted)", record.exchange_core).strip()
     distilled = Distilled(core, _verbatim(prompt, record.specific_context), rooms)
     found = violations(exchange=prompt.exchange, distilled=distilled)
+    found = found or violations(exchange=prompt.redacted, distilled=distilled)
     if any(PLACEHOLDER.search(r.key + r.label) for r in rooms):
         found.append("a room is named by a [REDACTED:…] mark")
     if found:

@@ -94,22 +94,25 @@ class Extractive:
         if not exchange.text.strip():
             return Failed("the exchange holds no words")
         texts = _tokens(exchange.user_text), _tokens(exchange.assistant_text)
-        terms = self._terms(texts)
-        ranked = sorted(terms, key=lambda key: (-terms[key].value, terms[key].rank))
+        counts = Counter(texts[0])
+        counts.update(texts[1])
+        values, words = self._values(counts)
+        ranked = sorted(values, key=values.__getitem__, reverse=True)
         budget = self._budget(exchange)
-        context, covered = self._context(exchange, terms, budget)
+        context, covered = self._context(exchange, values, budget)
+        lexicon = self._lexicon
         left = budget - count_tokens(context)
-        chosen: list[str] = []
+        chosen: set[str] = set()
         for key in ranked:
             if left < 1:
                 break
-            tokens = terms[key].tokens
+            tokens = lexicon[words[key]][2]
             if tokens <= left and key not in covered:
                 left -= tokens
-                chosen.append(key)
-        written = {word: key for key in chosen for word in terms[key].words}
+                chosen.add(key)
+        written = {word: key for word in counts if (key := lexicon[word][0]) in chosen}
         core = _core(written, len(chosen), texts) or _opening(exchange.text, budget)
-        return Distilled(core, context, assign_rooms(exchange, [terms[key].words[0] for key in ranked[:8]]))
+        return Distilled(core, context, assign_rooms(exchange, [words[key] for key in ranked[:8]]))
 
     def _budget(self, exchange: Exchange) -> float:
         w = self.weights
@@ -117,28 +120,30 @@ class Extractive:
         changed = any(file.action in ("modified", "created", "deleted") for file in exchange.files)
         return min(size, w.scale * size**w.exponent * (w.changed_files if changed else 1.0))
 
-    def _terms(self, texts: tuple[list[str], list[str]]) -> dict[str, _Term]:
+    def _values(self, counts: Counter[str]) -> tuple[dict[str, float], dict[str, str]]:
+        """Key → value and key → word as first written, both in the order of the text."""
         lexicon = self._lexicon
         if len(lexicon) > _MAX_LEXICON:
             lexicon.clear()
-        counts = Counter(texts[0])
-        counts.update(texts[1])
-        terms: dict[str, _Term] = {}
+        frequency: dict[str, int] = {}
+        words: dict[str, str] = {}
         for word, count in counts.items():
-            key, weight, tokens = lexicon[word]
-            if weight:
-                term = terms.get(key)
-                if term is None:
-                    terms[key] = _Term([word], weight, tokens, len(terms), count)
-                else:
-                    term.words.append(word)
-                    term.count += count
-        half, slope = self.weights.half, self.weights.late / (len(terms) or 1)
-        for term in terms.values():
-            term.value = term.weight * term.count / (term.count + half) * (1.0 - slope * term.rank)
-        return terms
+            key, weight, _ = lexicon[word]
+            if not weight:
+                continue
+            if key in frequency:
+                frequency[key] += count
+            else:
+                frequency[key] = count
+                words[key] = word
+        half, slope = self.weights.half, self.weights.late / (len(words) or 1)
+        values = {
+            key: lexicon[words[key]][1] * n / (n + half) * (1.0 - slope * rank)
+            for rank, (key, n) in enumerate(frequency.items())
+        }
+        return values, words
 
-    def _context(self, exchange: Exchange, terms: dict[str, _Term], budget: float) -> tuple[str, set[str]]:
+    def _context(self, exchange: Exchange, values: dict[str, float], budget: float) -> tuple[str, set[str]]:
         """The detail whose words are worth most for their tokens, and their keys; ("", nothing) if none fits."""
         best, best_worth, best_keys = "", 0.0, set[str]()
         limit = max(4.0, budget * self.weights.detail_share)
@@ -148,20 +153,10 @@ class Extractive:
             if tokens > limit:
                 continue
             keys = {lexicon[word][0] for word in _tokens(detail)}
-            worth = bonus * sum(terms[key].value for key in keys if key in terms) / tokens**0.5
+            worth = bonus * sum(values[key] for key in keys if key in values) / tokens**0.5
             if worth > best_worth:
                 best, best_worth, best_keys = detail, worth, keys
         return best, best_keys
-
-
-@dataclass(slots=True)
-class _Term:
-    words: list[str]  # as written, in the order of the text
-    weight: float
-    tokens: int
-    rank: int  # order of first occurrence
-    count: int
-    value: float = 0.0
 
 
 class _Lexicon(dict[str, tuple[str, float, int]]):

@@ -20,7 +20,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.data.records import digest
-from workbench.data.redact import redact
 from workbench.errors import InputError
 from workbench.memory.distillers._llm_record import (
     MAX_SIDE_CHARS,
@@ -29,6 +28,7 @@ from workbench.memory.distillers._llm_record import (
     Prompt,
     build_prompt,
     read_reply,
+    redact_like,
     write_reply,
 )
 from workbench.memory.distillers._requests import Requests
@@ -322,7 +322,7 @@ class LlmDistiller:
                 record = read_reply(prompt, reply.text)
             except BadReply as e:
                 wrong = "the answer was cut off; be shorter" if reply.is_cut else str(e)
-                messages = [*prompt.messages, *_repair(reply.text, wrong)]
+                messages = [*prompt.messages, *_repair(prompt, reply.text, wrong)]
                 continue
             details: dict[str, Any] = {"model": self._client.model, "tokens_in": tokens_in, "tokens_out": tokens_out}
             details |= {"attempts": attempt + 1, "cost": self._budget.cost(tokens_in, tokens_out)}
@@ -331,10 +331,8 @@ class LlmDistiller:
         return _Outcome(key, Failed(f"no acceptable answer in {self._num_repairs + 1} attempts; the last: {wrong}"))
 
 
-def _repair(answer: str, wrong: str) -> list[dict[str, str]]:
-    """The model's own answer and what is wrong with it; redacted again, should it have guessed a secret."""
+def _repair(prompt: Prompt, answer: str, wrong: str) -> list[dict[str, str]]:
+    """The model's own answer and what is wrong with it."""
     order = f"That answer cannot be used: {wrong[:800]}. Return the corrected JSON object only."
-    return [
-        {"role": "assistant", "content": redact(answer[:4000]).text or "(nothing)"},
-        {"role": "user", "content": redact(order).text},
-    ]
+    answer, order = redact_like(prompt, [answer, order])
+    return [{"role": "assistant", "content": answer[:4000] or "(nothing)"}, {"role": "user", "content": order}]

@@ -146,8 +146,7 @@ def test_sample_with_agent_compaction_and_queue() -> None:
     summary = next(m for m in found if m.parts[0].kind == "summary")
     assert summary.parent_id == boundary.native_id
     assert next(m for m in found if m.native_id == boundary.parent_id).role == "assistant"
-    commands = [p.kind for m in found[:3] for p in m.parts]
-    assert commands == ["context", "event", "context"]
+    assert [p.kind for m in found[:3] for p in m.parts] == ["context", "event", "context"]
     by_parent = {m.native_id: m for m in found}
     main = [m for m in found if m.agent_id is None]
     assert all(by_parent[m.parent_id].agent_id is None for m in main if m.parent_id)
@@ -200,8 +199,8 @@ def test_user_text_is_split_without_loss(content: str, kinds: list[str]) -> None
 
 
 def test_flags_of_lines() -> None:
-    (message,) = messages(read(user("look", isSidechain=True))[0])
-    assert message.agent_id == "sidechain"
+    (message,) = messages(read(user("look", isSidechain=True, parentUuid=[]))[0])
+    assert (message.agent_id, message.parent_id) == ("sidechain", None)
     (message,) = messages(read(user([{"type": "text", "text": "You are a reviewer."}], isMeta=True))[0])
     assert [p.kind for p in message.parts] == ["context"]
 

@@ -72,6 +72,8 @@ CONTEXTS = [
     ("java", 'setPassword => "{}"', "geheim99"),
     ("xml", "<db><password>{}</password></db>", "x9-abc-77"),
     ("flag", "mytool login --password {} --verbose", "Passw0rdXY"),
+    ("flag of two words", "tool login --token-secret {} --verbose", "zXc4vBn5mAs6"),
+    ("flag, short token", "tool --token {} run", "a7c9e1x3"),
     ("flag equals", "mytool --api-key={} run", made_up(16)),
     ("prose", "the staging password is {}, please use it", "Blau-Wal!42"),
     ("url", "postgres://app:{}@db.internal:5432/main", "p4ss.word-x"),

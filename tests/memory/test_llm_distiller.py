@@ -265,13 +265,14 @@ def traces(secret: str) -> list[bytes]:
 
 
 def test_no_secret_leaves_the_process(server: Any, con: duckdb.DuckDBPyConnection) -> None:
-    # A model that knew the secrets: its answers are refused, not repeated to it, and not cached.
+    # A model that knew the secrets: what it says of them is not repeated to it, not accepted and not cached.
     leak = record(specific_context=SECRETS["password"], exchange_core=f"used {SECRETS['github']}")
+    core = record(specific_context="error 4711", exchange_core=f"used {SECRETS['password']} and {SECRETS['cookie']}")
     server.plan(
         [
             {"match": "run 0", "faults": ["500", leak, "malformed"]},
             {"match": "run 1", "faults": ["429:0.05", record(specific_context="[REDACTED:password]"), "invented"]},
-            {"match": "run 2", "faults": ["reset", "wrong_schema"]},
+            {"match": "run 2", "faults": ["reset", "wrong_schema", core]},
             {"match": "run 3", "faults": ["truncated", "fences"]},
         ]
     )
@@ -288,6 +289,7 @@ def test_no_secret_leaves_the_process(server: Any, con: duckdb.DuckDBPyConnectio
             assert trace not in (results + cached).encode()
     assert b"error 4711" in received
     assert b"src/deploy/run.py:17" in received
+    assert good(out["s2"]).core == "used (redacted) and (redacted)"
     assert not any(PLACEHOLDER.search(good(r).text) for r in out.values())
     assert distiller.usage.num_redacted >= 6 * 10
 

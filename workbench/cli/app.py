@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -52,9 +53,8 @@ def _options(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit code."""
-    from workbench.cli import log_commands, mcp_commands, memory_commands
-
-    del log_commands, mcp_commands, memory_commands  # importing them registers their commands on `app`
+    for name in ("log_commands", "memory_commands", "mcp_commands", "demo_command"):
+        import_module(f"workbench.cli.{name}")  # importing them registers their commands on `app`
     try:
         result = app(list(arguments), standalone_mode=False)
         return result if isinstance(result, int) else 0

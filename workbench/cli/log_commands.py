@@ -47,7 +47,12 @@ def _print_report(store: Path, report: Report, json: bool) -> None:
         return
     r = report
     rows = [
-        ("conversations", number(r.conversations_added), number(r.conversations_updated), number(r.conversations_unchanged)),
+        (
+            "conversations",
+            number(r.conversations_added),
+            number(r.conversations_updated),
+            number(r.conversations_unchanged),
+        ),
         ("messages", number(r.messages_added), "", number(r.messages_unchanged)),
         ("exchanges", number(r.exchanges_added), "", number(r.exchanges_unchanged)),
     ]
@@ -67,7 +72,9 @@ def _print_change(report: Report, json: bool) -> None:
     if json:
         print_json(report.as_json())
     else:
-        typer.echo(f"+ {report.messages_added} messages, {report.exchanges_added} exchanges, {report.quarantined} quarantined")
+        typer.echo(
+            f"+ {report.messages_added} messages, {report.exchanges_added} exchanges, {report.quarantined} quarantined"
+        )
 
 
 @app.command()
@@ -134,10 +141,15 @@ def stats(context: typer.Context, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    rows = [(name, number(found[name])) for name in ("conversations", "messages", "exchanges", "rooms", "quarantined", "bytes")]
+    rows = [
+        (name, number(found[name]))
+        for name in ("conversations", "messages", "exchanges", "rooms", "quarantined", "bytes")
+    ]
     rows.append(("verbatim tokens", number(found["verbatim_tokens"])))
     for d in found["distillers"]:
-        rows.append((f"memories by {d['distiller']}", f"{d['memories']:,} ({d['tokens']:,} tokens, {d['compression']}x fewer)"))
+        rows.append(
+            (f"memories by {d['distiller']}", f"{d['memories']:,} ({d['tokens']:,} tokens, {d['compression']}x fewer)")
+        )
     for group in ("by_format", "by_agent", "by_project"):
         rows += [(f"{group[3:]} {key}", number(count)) for key, count in found[group].items()]
     table(str(found["store"]), rows)

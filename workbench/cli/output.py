@@ -23,7 +23,8 @@ def table(title: str, rows: list[tuple[str, ...]], headers: tuple[str, ...] = ()
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", show_header=bool(headers), box=None, pad_edge=False)
+    typer.secho(title, bold=True)
+    shown = Table(show_header=bool(headers), box=None, pad_edge=False)
     for i in range(max((len(row) for row in rows), default=0)):
         shown.add_column(headers[i] if headers else "", justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

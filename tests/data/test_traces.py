@@ -1,0 +1,351 @@
+"""Importers of traces: OpenTelemetry, LangSmith, Langfuse, and what they share."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.data.importers import langfuse, langsmith, otel
+from workbench.data.importers._chat_parts import chat_list, content_digest, token_counts
+from workbench.data.importers.base import HEAD_BYTES, Probe, Source
+from workbench.data.records import PART_KINDS, ROLES, Conversation, Message, Unreadable
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data" / "samples"
+SHARED = Path(os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared" / "data"))
+MODULES = {"otel": otel, "langsmith": langsmith, "langfuse": langfuse}
+SAMPLE_FILES = {"otel": "spans.jsonl", "langsmith": "runs.jsonl", "langfuse": "trace-search.json"}
+
+
+class Result:
+    """Everything that an importer yields for some bytes, checked against the contract."""
+
+    def __init__(self, module, raw: bytes) -> None:
+        source = Source("x", io.BytesIO(raw))
+        self.records = list(module.read(source))
+        self.skipped = source.skipped
+        self.messages = [r for r in self.records if isinstance(r, Message)]
+        self.unreadable = [r for r in self.records if isinstance(r, Unreadable)]
+        self.conversations = [r for r in self.records if isinstance(r, Conversation)]
+        seen: set[str] = set()
+        known: set[tuple[str, str]] = set()
+        for record in self.records:
+            if isinstance(record, Conversation):
+                seen.add(record.session_id)
+                orjson.dumps(record)
+            elif isinstance(record, Message):
+                assert record.session_id in seen, "a message before its conversation"
+                assert record.role in ROLES
+                assert record.parts
+                assert all(p.kind in PART_KINDS and isinstance(p.text, str) for p in record.parts)
+                assert (record.session_id, record.native_id) not in known, "a message twice"
+                known.add((record.session_id, record.native_id))
+                assert record.parent_id is None or (record.session_id, record.parent_id) in known
+                orjson.dumps(record)
+            else:
+                assert isinstance(record, Unreadable)
+
+    def num_accounted(self) -> int:
+        return len(self.messages) + sum(self.skipped.values()) + len(self.unreadable)
+
+    def said(self, session_id: str | None = None) -> list[tuple[str, str]]:
+        return [(m.role, "".join(p.text for p in m.parts if p.kind != "thinking"))
+                for m in self.messages if session_id in (None, m.session_id)]  # fmt: skip
+
+
+def sample(name: str) -> bytes:
+    return (SAMPLES / name / SAMPLE_FILES[name]).read_bytes()
+
+
+def sample_rows(name: str) -> list:
+    raw = sample(name)
+    if SAMPLE_FILES[name].endswith(".json"):
+        return [json.loads(raw)]
+    rows = []
+    for line in raw.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def spoil(value, rng: random.Random, rate: float):
+    """A copy of a JSON value in which some values, at any depth, are replaced by ones of another type."""
+    if rng.random() < rate:
+        odd = [None, True, 0, -1, 1 << 60, 1.5, "", "x", "{", [], {}, [[]], [None], {"type": 3}, {"role": []}, ["a", 1],
+               [{"role": "user"}], {"content": [{"type": "image", "source": 1}]}, [["human", {"a": 1}]]]  # fmt: skip
+        return rng.choice(odd)
+    if isinstance(value, dict):
+        return {k: spoil(v, rng, rate) for k, v in value.items() if rng.random() > rate / 4}
+    if isinstance(value, list):
+        return [spoil(v, rng, rate) for v in value]
+    if isinstance(value, str) and value[:1] in "{[" and rng.random() < 0.7:
+        try:
+            return json.dumps(spoil(json.loads(value), rng, rate))
+        except ValueError:
+            return value
+    return value
+
+
+@pytest.mark.parametrize("name", MODULES)
+@settings(max_examples=120, deadline=None)
+@given(raw=st.binary(max_size=400))
+def test_arbitrary_bytes_never_raise(name, raw):
+    result = Result(MODULES[name], raw)
+    assert not raw.strip(b"\xef\xbb\xbf \t\r\n[]{}") or result.num_accounted() > 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 1 << 32), rate=st.sampled_from([0.005, 0.03, 0.3]))
+def test_wrong_types_at_any_depth_never_raise(name, seed, rate):
+    rng = random.Random(seed)
+    rows = [spoil(row, rng, rate) for row in sample_rows(name)]
+    lines = b"\n".join(orjson.dumps(row) for row in rows)
+    assert Result(MODULES[name], lines).num_accounted() >= len(rows)
+    assert Result(MODULES[name], orjson.dumps(rows)).num_accounted() >= len(rows)
+    Result(MODULES[name], orjson.dumps(rows[0], option=orjson.OPT_INDENT_2))
+
+
+@pytest.mark.parametrize("name", MODULES)
+@settings(max_examples=40, deadline=None)
+@given(cut=st.floats(0, 1), junk=st.binary(max_size=30))
+def test_damage_in_the_middle_never_raises(name, cut, junk):
+    raw = sample(name)
+    at = int(cut * len(raw))
+    Result(MODULES[name], raw[:at] + junk + raw[at:])
+    Result(MODULES[name], raw[:at])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_detect_knows_its_sample_only(name):
+    for other in MODULES:
+        score = MODULES[name].detect(Probe(sample(other), complete=True))
+        assert (score >= 80) if other == name else score == 0
+        spoilt = b'{"resourceSpa\n' + sample(other)
+        assert (MODULES[name].detect(Probe(spoilt, complete=True)) >= 80) == (other == name)
+    assert MODULES[name].detect(Probe(b"", complete=True)) == 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real logs in {SHARED} (set WORKBENCH_SHARED_DATA)")
+def test_detect_on_real_logs_of_other_formats():
+    files = [p for folder in ("agent_logs", "trajectories") for p in (SHARED / folder).rglob("*") if p.is_file()]
+    assert len(files) > 20
+    for path in files:
+        with path.open("rb") as stream:
+            probe = Probe(stream.read(HEAD_BYTES), complete=path.stat().st_size <= HEAD_BYTES)
+        assert [module.detect(probe) for module in MODULES.values()] == [0, 0, 0], path
+
+
+def test_otel_sample():
+    result = Result(otel, sample("otel"))
+    assert len(result.unreadable) == 1
+    assert {m.session_id for m in result.messages} == {
+        "deploy-parcels-1", "00f067aa0ba902b74bf92f3577b34da6", "postmortem-oom"}  # fmt: skip
+    main = [m for m in result.messages if m.session_id == "deploy-parcels-1" and m.agent_id is None]
+    assert [m.role for m in main] == ["system", "user", "assistant", "tool", "assistant", "tool", "assistant", "user",
+                                      "assistant"]  # fmt: skip
+    assert all(m.parent_id == before.native_id for before, m in zip(main, main[1:], strict=False))
+    assert (main[2].tokens_in, main[2].tokens_out, main[2].model) == (310, 48, "gpt-4.1-2025-04-14")
+    assert main[2].parts[0].kind == "thinking"
+    assert main[2].parts[2].call_id == main[3].parts[0].call_id == "call_j1"
+    assert main[2].created_at == 1777000004000123
+    sub = [m for m in result.messages if m.agent_id == "smoke-test-1"]
+    assert [m.role for m in sub] == ["user", "assistant", "tool"]
+    assert sub[2].parts[0].is_error is True
+    assert "Connection refused" in sub[2].parts[0].text
+    assert [role for role, _ in result.said("postmortem-oom")] == ["user", "assistant", "user", "assistant"]
+    assert result.conversations[0].project == "/home/sam/work/parcel-tracker"
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_otel_spans_may_come_in_any_order(seed):
+    rows = sample_rows("otel")
+    expected = Result(otel, sample("otel"))
+    spans = [(g["resource"], s["scope"], span) for row in rows for g in row["resourceSpans"] for s in g["scopeSpans"]
+             for span in s["spans"]]  # fmt: skip
+    random.Random(seed).shuffle(spans)
+    groups = [{"resource": r, "scopeSpans": [{"scope": sc, "spans": [span]}]} for r, sc, span in spans]
+    lines = b"\n".join(orjson.dumps({"resourceSpans": [group]}) for group in groups)
+    document = orjson.dumps({"resourceSpans": groups}, option=orjson.OPT_INDENT_2)
+    for raw in (lines, document):
+        result = Result(otel, raw)
+        assert [m.native_id for m in result.messages] == [m.native_id for m in expected.messages]
+        assert result.said() == expected.said()
+
+
+def test_langsmith_sample():
+    result = Result(langsmith, sample("langsmith"))
+    assert len(result.unreadable) == 1
+    assert [m.role for m in result.messages] == ["system", "user", "assistant", "tool", "assistant", "user", "system",
+                                                 "assistant"]  # fmt: skip
+    assert {m.session_id for m in result.messages} == {"webhook-401"}
+    assert result.messages[2].parts[-1].data == {"pattern": "hmac", "path": "src/parcel_tracker/webhooks.py"}
+    assert result.messages[3].parts[0].call_id == "call_w1"
+    assert (result.messages[2].tokens_in, result.messages[2].tokens_out) == (121, 33)
+    error = result.messages[6].parts[0]
+    assert (error.kind, error.is_error) == ("event", True)
+    assert result.messages[7].parent_id == result.messages[5].native_id
+    assert (result.conversations[0].agent, result.conversations[0].project) == ("parcel-helper", "parcel-tracker")
+
+
+def test_langsmith_array_and_wrapped_runs_equal_lines():
+    rows = sample_rows("langsmith")
+    expected = Result(langsmith, b"\n".join(orjson.dumps(row) for row in rows)).said()
+    for raw in (orjson.dumps(rows), orjson.dumps({"runs": rows}), orjson.dumps({"runs": rows}, option=orjson.OPT_INDENT_2),
+                orjson.dumps(rows[::-1])):  # fmt: skip
+        assert Result(langsmith, raw).said() == expected
+
+
+def test_langfuse_sample():
+    result = Result(langfuse, sample("langfuse"))
+    assert [u.reason for u in result.unreadable] == ["unexpected shape: TypeError: an observation without traceId"]
+    assert [m.role for m in result.messages] == ["system", "user", "assistant", "tool", "assistant", "user", "system",
+                                                 "assistant"]  # fmt: skip
+    assert {m.session_id for m in result.messages} == {"parcel-search"}
+    assert result.messages[2].parts[0].call_id == result.messages[3].parts[0].call_id
+    assert result.messages[-1].tokens_in == 371
+    assert result.conversations[0].title == "slow search"
+
+
+def test_langfuse_forms_of_export_are_equal():
+    document = sample_rows("langfuse")[0]
+    document["observations"] = [o for o in document["observations"] if "traceId" in o]
+    expected = Result(langfuse, orjson.dumps(document)).said()
+    assert len(expected) == 8
+    session = {"id": "parcel-search", "traces": [document], "comments": []}
+    wrapped = {
+        "trace": {k: v for k, v in document.items() if k != "observations"},
+        "observations": document["observations"],
+    }
+    for form in (session, wrapped, [document]):
+        assert Result(langfuse, orjson.dumps(form)).said() == expected
+        assert Result(langfuse, orjson.dumps(form, option=orjson.OPT_INDENT_2)).said() == expected
+    lines = b"\n".join(orjson.dumps({**o, "sessionId": "parcel-search"}) for o in document["observations"])
+    assert Result(langfuse, lines).said() == expected
+
+
+def test_trace_without_generations_tells_its_own_input_and_output():
+    trace = {"id": "t", "timestamp": "2026-01-01T00:00:00Z", "name": "n", "input": {"question": "why?"},
+             "output": "because", "sessionId": None, "scores": [], "observations": []}  # fmt: skip
+    assert Result(langfuse, orjson.dumps(trace)).said() == [("user", "why?"), ("assistant", "because")]
+
+
+def chat_span(number: int, inputs: list, output: str, **more) -> dict:
+    pairs = {"gen_ai.operation.name": "chat", "gen_ai.input.messages": json.dumps(inputs),
+             "gen_ai.output.messages": json.dumps([{"role": "assistant", "content": output}]), **more}  # fmt: skip
+    return {"traceId": "ab" * 16, "spanId": f"{number:016x}", "name": "chat",
+            "startTimeUnixNano": 1_777_000_000_000_000_000 + number * 10**9,
+            "attributes": [{"key": k, "value": {"stringValue": v}} for k, v in pairs.items()]}  # fmt: skip
+
+
+def payload(*spans: dict) -> bytes:
+    return orjson.dumps({"resourceSpans": [{"resource": {}, "scopeSpans": [{"spans": list(spans)}]}]})
+
+
+def turns(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_same_words_at_another_place_are_another_message():
+    result = Result(otel, payload(
+        chat_span(1, turns("go on"), "one"), chat_span(2, turns("go on", "one", "go on"), "one"),
+        chat_span(3, turns("go on", "one", "go on", "one", "go on"), "two")))  # fmt: skip
+    assert [text for _, text in result.said()] == ["go on", "one", "go on", "one", "go on", "two"]
+
+
+def test_history_that_was_cut_is_found_again():
+    whole = turns("a", "b", "c", "d", "e")
+    result = Result(otel, payload(
+        chat_span(1, whole[:1], "b"), chat_span(2, whole[:3], "d"), chat_span(3, whole[2:], "f")))  # fmt: skip
+    assert [text for _, text in result.said()] == ["a", "b", "c", "d", "e", "f"]
+    assert result.messages[4].parent_id == result.messages[3].native_id
+
+
+def test_retry_is_a_branch():
+    result = Result(otel, payload(chat_span(1, turns("q"), "bad"), chat_span(2, turns("q"), "good")))
+    question, bad, good = result.messages
+    assert bad.parent_id == good.parent_id == question.native_id
+
+
+def test_changed_system_prompt_does_not_repeat_the_history():
+    def system(text):
+        return {"role": "system", "content": text}
+
+    result = Result(otel, payload(
+        chat_span(1, [system("it is 9:00"), *turns("a")], "b"),
+        chat_span(2, [system("it is 9:05"), *turns("a", "b", "c")], "d")))  # fmt: skip
+    assert [text for _, text in result.said()] == ["it is 9:00", "a", "b", "it is 9:05", "c", "d"]
+
+
+@pytest.mark.parametrize("message", [
+    {"role": "assistant", "content": "x", "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]},
+    {"role": "assistant", "parts": [{"type": "text", "content": "x"},
+                                    {"type": "tool_call", "id": "c", "name": "f", "arguments": {"a": 1}}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "x"},
+                                      {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}]},
+    {"lc": 1, "type": "constructor", "id": ["langchain", "AIMessage"], "kwargs": {
+        "content": [{"type": "text", "text": "x"}, {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}],
+        "tool_calls": [{"name": "f", "args": {"a": 1}, "id": "c"}]}},
+    {"type": "ai", "data": {"content": "x", "additional_kwargs": {"tool_calls": [
+        {"id": "c", "function": {"name": "f", "arguments": '{"a":1}'}}]}}},
+    {"role": "model", "content": [{"type": "text", "text": " x"},
+                                  {"type": "tool-call", "toolCallId": "c", "toolName": "f", "args": {"a": 1}}]},
+], ids=["openai", "gen_ai", "anthropic", "langchain", "langchain dict", "ai sdk"])  # fmt: skip
+def test_dialects_say_the_same(message):
+    ((role, parts),) = chat_list([message])
+    assert (role, [p.kind for p in parts]) == ("assistant", ["text", "tool_call"])
+    assert (parts[1].name, parts[1].call_id, parts[1].data) == ("f", "c", {"a": 1})
+    standard = chat_list([{"role": "assistant", "content": "x", "tool_calls": [
+        {"id": "other", "function": {"name": "f", "arguments": '{"a":1}'}}]}])  # fmt: skip
+    assert content_digest(role, parts) == content_digest(*standard[0])
+
+
+def test_responses_items_are_one_message_and_their_results():
+    items = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+             {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},
+             {"type": "function_call_output", "call_id": "c", "output": "42"}]  # fmt: skip
+    found = chat_list(items)
+    assert [(role, [p.kind for p in parts]) for role, parts in found] == [
+        ("assistant", ["thinking", "tool_call"]), ("tool", ["tool_result"])]  # fmt: skip
+
+
+def test_tool_results_in_a_user_message_are_their_own():
+    found = chat_list([{"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "r"}], "is_error": True},
+        {"type": "text", "text": "and now?"}]}])  # fmt: skip
+    assert [(role, parts[0].text) for role, parts in found] == [("tool", "r"), ("user", "and now?")]
+    assert found[0][1][0].is_error is True
+
+
+def test_images_are_references():
+    ((_, parts),) = chat_list([{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAEC"}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAEC"}},
+        {"type": "blob", "mime_type": "image/png", "modality": "image", "content": "AAEC"},
+        {"type": "image_url", "image_url": {"url": "file:///a.png"}}]}])  # fmt: skip
+    assert [p.kind for p in parts] == ["image"] * 4
+    assert [p.data.get("bytes") for p in parts] == [3, 3, 3, None]
+    assert parts[0].data["sha256"] == parts[1].data["sha256"] == parts[2].data["sha256"]
+    assert parts[3].data == {"url": "file:///a.png"}
+
+
+def test_token_counts_of_the_providers():
+    assert token_counts(
+        {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    ) == (5, 2, 1)
+    assert token_counts({"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 1}) == (5, 2, 1)
+    assert token_counts({"input": 5, "output": 2, "total": 7}) == (5, 2, None)
+    assert token_counts({"input": True, "output": -2}) == (None, None, None)
+    assert token_counts([1]) == (None, None, None)

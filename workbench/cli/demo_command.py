@@ -1,0 +1,55 @@
+"""demo: the whole main job in one command, on logs that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.app import app
+from workbench.cli.output import Json, number, print_json, table
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's store goes.")] = Path("demo-out"),
+    json: Json = False,
+) -> None:
+    """Ingest, distil and recall on the sample logs that come with the package. Needs no network, no key and no GPU."""
+    from workbench import demo as main_job
+
+    store = folder / "demo.duckdb"
+    result = main_job.run(store)
+    print_json(result) if json else _print(result, store)
+
+
+def _print(result: dict[str, Any], store: Path) -> None:
+    ingested, again, distilled, stats = result["ingest"], result["ingest_again"], result["distill"], result["stats"]
+    tokens = next(iter(stats["distillers"]))
+    rows = [
+        ("log formats recognised", str(len(stats["by_format"])), ", ".join(stats["by_format"])),
+        ("conversations", number(stats["conversations"]), f"{ingested['conversations']['added']} new in this run"),
+        ("messages", number(stats["messages"]), f"{again['messages']['added']} more when read a second time"),
+        ("exchanges", number(stats["exchanges"]), f"{number(stats['verbatim_tokens'])} tokens, verbatim"),
+        ("memories", number(tokens["memories"]), f"{number(tokens['tokens'])} tokens: {tokens['compression']}x fewer"),
+        ("in quarantine", number(stats["quarantined"]), "broken on purpose: workbench quarantine shows them"),
+        ("seconds", f"{ingested['seconds'] + distilled['seconds']:.1f}", "ingest and distill, no model, no network"),
+    ]
+    table("What happened", rows)
+    for answer in result["answers"]:
+        typer.secho(f"\n? {answer['query']}", bold=True)
+        for hit in answer["hits"][:2]:
+            typer.secho(f"  {hit['exchange_id']}", fg="cyan", nl=False)
+            typer.echo(f" · {hit['agent'] or hit['source']['format']} · {(hit['started_at'] or '')[:10]}")
+            for line in hit["quote"].splitlines()[:2]:
+                typer.echo(f"    {line[:150]}")
+    first = next((a["hits"][0]["exchange_id"] for a in result["answers"] if a["hits"]), "ID")
+    typer.secho("\nTry next", bold=True)
+    typer.echo(f"  workbench --store {store} recall 'database is locked' --json")
+    typer.echo(f"  workbench --store {store} show {first}")
+    typer.echo(
+        "  workbench ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports"
+    )
+    typer.echo("  workbench distill && workbench recall 'what I am looking for'")
+    typer.echo("  workbench mcp install                 # let your agents ask")
