@@ -13,7 +13,7 @@ test: install-all check tests  ## lint, types, import contract, tests
 check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python tests/size_gate.py
 

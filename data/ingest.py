@@ -1,4 +1,4 @@
-"""ingest: sources in, conversations in the store. Incremental, interruptible, one transaction for whole conversations."""
+"""ingest: sources in, conversations in the store; incremental, interruptible, in transactions of whole conversations."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class _Ingest:
             with opened(found, start) as stream:
                 self._read(found, source_id, stream, start, known)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            if found.file is None or isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if found.file is None or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                 raise
             self._begin(found, source_id, self.format or "")
             self._quarantine(unreadable(0, b"", f"cannot be read further: {error}"))

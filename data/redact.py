@@ -53,9 +53,8 @@ def redact(text: str, *, user_names: bool = False) -> Redacted:
 
 def redact_all(texts: Sequence[str], *, user_names: bool = False) -> list[Redacted]:
     """Like redact, for texts that belong together: a secret found in one is replaced in all, by the same name."""
-    names = _Names(texts)
+    names, current = _Names(texts), list(texts)
     counts: list[Counter[str]] = [Counter() for _ in texts]
-    current = list(texts)
     # A replacement can uncover a match that its text had hidden; each round leaves fewer characters that are not
     # placeholders, so this ends, and what it ends with is a fixed point.
     while any(found := [_find(t, user_names) for t in current]):
@@ -130,7 +129,7 @@ def _merge(spans: Iterable[_Span]) -> list[_Span]:
     out: list[_Span] = []
     for span in sorted(spans, key=lambda s: (s.start, -s.end)):
         if out and span.start < out[-1].end:
-            out[-1] = _Span(out[-1].start, max(out[-1].end, span.end), out[-1].kind)
+            out[-1] = out[-1]._replace(end=max(out[-1].end, span.end))
         else:
             out.append(span)
     return out
@@ -275,9 +274,8 @@ def _patterns() -> list[tuple[str, tuple[str, ...], tuple[re.Pattern[str], ...]]
 
 
 @cache
-def _entropies() -> tuple[Any, Any]:
-    module = "high_entropy_strings"
-    return _plugin(module, "Base64HighEntropyString")(), _plugin(module, "HexHighEntropyString")()
+def _entropies() -> tuple[Any, ...]:
+    return tuple(_plugin("high_entropy_strings", f"{base}HighEntropyString")() for base in ("Base64", "Hex"))
 
 
 def _detectors(text: str) -> Iterator[_Span]:
@@ -373,8 +371,8 @@ def _is_secret(value: str, name: str, is_quoted: bool, is_shell: bool) -> bool:
     if _STANDS_FOR_A_VALUE.match(value) or name.endswith(("_env", "_file", "_path", "_name", "_url", "-file", "-env")):
         return False
     if not _STRONG_NAME.search(name):
-        is_short = is_shell and name.endswith("token") and len(value) >= 8 and _is_mixed(value)
-        return is_short or _is_random(value, is_hex_random="token" in name or "bearer" in name)
+        is_given = is_shell and name.endswith("token") and len(value) >= 8 and _is_mixed(value)
+        return is_given or _is_random(value, is_hex_random="token" in name or "bearer" in name)
     if is_quoted:
         return len(value) >= 3 and (" " not in value.strip() or "pass" in name)
     if is_shell:

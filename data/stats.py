@@ -20,7 +20,8 @@ def stats(store: Store) -> dict[str, Any]:
 
     verbatim = value("SELECT sum(num_tokens) FROM exchanges")
     distillers = [
-        {"distiller": name, "memories": count, "tokens": int(tokens), "compression": round(int(source) / max(int(tokens), 1), 2)}
+        {"distiller": name, "memories": count, "tokens": int(tokens),
+         "compression": round(int(source) / max(int(tokens), 1), 2)}
         for name, count, tokens, source in con.execute(
             "SELECT distiller, count(*), sum(m.num_tokens), sum(e.num_tokens) FROM memories m "
             "JOIN exchanges e USING (exchange_id) GROUP BY ALL ORDER BY ALL"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from importlib import resources
@@ -30,8 +29,10 @@ from workbench.errors import (
 
 WAIT_SECONDS = 30.0
 POLL_SECONDS = 0.02
-#: A note of a waiter older than this is of a process that died.
-STALE_NOTE_SECONDS = 60.0
+#: A waiter touches its note at every poll: one older than this is of a process that died.
+STALE_NOTE_SECONDS = 5.0
+#: What precedes the first block of a DuckDB file.
+_FILE_HEADER_BYTES = 3 * 4096
 
 
 def default_path() -> Path:
@@ -68,12 +69,17 @@ class Store:
         self.path = Path(path) if path is not None else default_path()
         self.read_only = read_only
         self.wait_seconds = wait_seconds
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder; --store takes a file.")
         if read_only and not self.path.exists():
             raise StoreMissing(
-                f"There is no store at {self.path}. Make one with `workbench ingest PATH`, or name another with --store."
+                f"There is no store at {self.path}. "
+                "Make one with `workbench ingest PATH`, or name another with --store."
             )
         if not read_only:
             self._check_writable()
+            if not self.path.exists():
+                self._create()
         self._open()
 
     def __enter__(self) -> Self:
@@ -126,41 +132,65 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreReadOnly(f"The folder {folder} cannot be made: {error.strerror}.") from error
-        target = self.path if self.path.exists() else folder
-        if target.is_file() and target.stat().st_mode & 0o222 == 0 or not os.access(target, os.W_OK):
-            raise StoreReadOnly(
-                f"{target} is read-only. Make it writable (chmod u+w), or name another store with --store."
-            )
-        if self.path.is_dir():
-            raise StoreError(f"{self.path} is a folder; --store takes a file.")
+        # The folder as well: DuckDB writes its log (.wal) beside the file. The mode bits because root may write anything.
+        for target in (self.path, folder):
+            if target.exists() and (target.stat().st_mode & 0o222 == 0 or not os.access(target, os.W_OK)):
+                raise StoreReadOnly(
+                    f"{target} is read-only. Make it writable (chmod u+w), or name another store with --store."
+                )
+
+    def _create(self) -> None:
+        """Makes an empty store under another name first: a kill never leaves half a file under the store's own."""
+        new = self.path.with_name(f"{self.path.name}.new-{os.getpid()}-{id(self):x}")
+        try:
+            with store_errors(self.path):
+                self.con = _connect(new, read_only=False)
+                try:
+                    self._migrate()
+                finally:
+                    self.con.close()
+                try:
+                    os.link(new, self.path)
+                except FileExistsError:
+                    pass  # another process was faster: its store is the store
+                except OSError:  # a file system without hard links
+                    new.rename(self.path)
+        finally:
+            new.unlink(missing_ok=True)
 
     def _open(self) -> None:
+        self.con = self._wait_for_connection()
+        try:
+            with store_errors(self.path):
+                self._check_whole()
+                self._migrate()
+                if not self.read_only:
+                    self.con.execute("PRAGMA enable_checkpoint_on_shutdown")
+        except BaseException:
+            self.con.close()
+            raise
+
+    def _wait_for_connection(self) -> duckdb.DuckDBPyConnection:
         note = self._wait_folder() / f"{os.getpid()}-{id(self):x}"
         deadline = time.monotonic() + self.wait_seconds
         try:
             while True:
                 try:
-                    self.con = _connect(self.path, self.read_only)
-                    break
-                except duckdb.IOException as error:
-                    if "lock on file" not in str(error):
+                    return _connect(self.path, self.read_only)
+                except duckdb.Error as error:
+                    # The second text: another thread of this process has it open in the other mode.
+                    if "lock on file" not in str(error) and "different configuration" not in str(error):
                         raise _translated(error, self.path) or error from error
                     if time.monotonic() > deadline:
                         raise StoreBusy(
                             f"Another process is using {self.path} and did not hand it over within "
-                            f"{self.wait_seconds:.0f} s. Try again when it has finished."
+                            f"{self.wait_seconds:g} s. Try again when it has finished."
                         ) from error
                     _leave_note(note)
                     time.sleep(POLL_SECONDS)
-                except duckdb.Error as error:
-                    raise _translated(error, self.path) or error from error
         finally:
-            note.unlink(missing_ok=True)
-        try:
-            self._migrate()
-        except BaseException:
-            self.con.close()
-            raise
+            with contextlib.suppress(OSError):
+                note.unlink(missing_ok=True)
 
     def _wait_folder(self) -> Path:
         return self.path.with_name(self.path.name + ".wait")
@@ -175,32 +205,65 @@ class Store:
         except FileNotFoundError:
             return
 
+    def _check_whole(self) -> None:
+        """Raises StoreDamaged if the end of the file is missing: DuckDB notices only when it comes to read there."""
+        sizes = self.con.execute("SELECT block_size, total_blocks, used_blocks FROM pragma_database_size()").fetchone()
+        alone = self.con.execute("FROM duckdb_connection_count()").fetchone()
+        if not sizes or alone != (1,):  # another thread of this process is writing: blocks may not be on disk yet
+            return
+        block_size, total, used = sizes
+        whole_blocks = max(0, self.path.stat().st_size - _FILE_HEADER_BYTES) // block_size
+        if whole_blocks >= total:
+            return
+        # Free blocks at the end may be missing: a checkpoint cuts them off after it has written their number.
+        tables = self.con.execute("SELECT schema_name, table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
+        last = [
+            self.con.execute("SELECT max(block_id) FROM pragma_storage_info(?)", [f'"{schema}"."{table}"']).fetchone()
+            for schema, table in tables
+        ]
+        if whole_blocks < used or any(row and row[0] is not None and row[0] >= whole_blocks for row in last):
+            raise _damaged(self.path, f"{whole_blocks} of {total} blocks are there: its end is missing")
+
     def _migrate(self) -> None:
-        with store_errors(self.path):
-            current = schema_version(self.con)
-            steps = migrations()
-            newest = steps[-1][0]
-            if current > newest:
-                raise StoreNewer(
-                    f"{self.path} has schema {current}; this version of the workbench knows schemas up to {newest}. "
-                    "Upgrade the workbench (pip install --upgrade workbench), or name another store with --store."
-                )
-            pending = [step for step in steps if step[0] > current]
-            if not pending:
-                return
-            if self.read_only:
-                self.con.close()
-                Store(self.path, wait_seconds=self.wait_seconds).close()
-                self.con = _connect(self.path, read_only=True)
-                return
-            if current > 0:
-                self.con.execute("CHECKPOINT")
-                shutil.copy2(self.path, self.path.with_name(f"{self.path.name}.v{current}.bak"))
-            with self.transaction() as con:
-                con.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER, applied_at TIMESTAMPTZ)")
-                for version, sql in pending:
-                    con.execute(sql)
-                    con.execute("INSERT INTO schema_versions VALUES (?, now())", [version])
+        current = schema_version(self.con)
+        steps = migrations()
+        newest = steps[-1][0]
+        if current > newest:
+            raise StoreNewer(
+                f"{self.path} has schema {current}; this version of the workbench knows schemas up to {newest}. "
+                "Upgrade the workbench (pip install --upgrade workbench), or name another store with --store."
+            )
+        pending = [step for step in steps if step[0] > current]
+        if not pending:
+            return
+        if self.read_only:
+            self.con.close()
+            Store(self.path, wait_seconds=self.wait_seconds).close()
+            self.con = self._wait_for_connection()
+            return
+        if current > 0:
+            self._back_up(self.path.with_name(f"{self.path.name}.v{current}.bak"))
+        with self.transaction() as con:
+            con.execute("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER, applied_at TIMESTAMPTZ)")
+            for version, sql in pending:
+                con.execute(sql)
+                con.execute("INSERT INTO schema_versions VALUES (?, now())", [version])
+
+    def _back_up(self, backup: Path) -> None:
+        # Through DuckDB: to open and close the file in any other way would give up this process's lock on it (POSIX).
+        partial = backup.with_name(backup.name + ".partial")
+        name = self.con.execute("SELECT current_database()").fetchone()
+        assert name is not None
+        try:
+            for left in (partial, partial.with_name(partial.name + ".wal")):
+                left.unlink(missing_ok=True)
+            self.con.execute("ATTACH ? AS backup_of_store", [str(partial)])
+            self.con.execute(f"COPY FROM DATABASE {_quoted(name[0])} TO backup_of_store")
+            self.con.execute("DETACH backup_of_store")
+            partial.rename(backup)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def schema_version(con: duckdb.DuckDBPyConnection) -> int:
@@ -219,7 +282,13 @@ def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     con = duckdb.connect(str(path), read_only=read_only, config=config)
     con.execute("SET TimeZone = 'UTC'")
+    if not read_only:  # until the file has been looked at: one that is refused is left as it is
+        con.execute("PRAGMA disable_checkpoint_on_shutdown")
     return con
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _leave_note(note: Path) -> None:
@@ -240,8 +309,17 @@ def store_errors(path: Path) -> Iterator[None]:
         raise translated from error
 
 
+def _damaged(path: Path, what: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"{path} is damaged or no workbench store ({what}). It was left as it is. Move it away and ingest "
+        "the logs again, or put a backup in its place."
+    )
+
+
 def _translated(error: Exception, path: Path) -> StoreError | None:
     text = str(error)
+    if isinstance(error, StoreError):
+        return None
     if "No space left" in text or "File too large" in text or "Disk quota" in text:
         return StoreFull(
             f"The disk that holds {path} is full. Nothing of the last step was stored, all before it is; "
@@ -251,10 +329,7 @@ def _translated(error: Exception, path: Path) -> StoreError | None:
         return StoreReadOnly(f"{path} cannot be written ({text[:120]}). Make it writable or name another store.")
     damaged = ("not a valid DuckDB", "Could not read enough bytes", "Corrupt", "corrupt", "checksum", "deserialize")
     if isinstance(error, duckdb.Error) and any(word in text for word in damaged):
-        return StoreDamaged(
-            f"{path} is damaged or no workbench store ({text[:160]}). It was left as it is. Move it away and ingest "
-            "the logs again, or put a backup in its place."
-        )
+        return _damaged(path, text[:160])
     if isinstance(error, duckdb.FatalException | duckdb.InternalException | duckdb.SerializationException):
         return StoreDamaged(f"{path} could not be read ({text[:160]}). It was left as it is.")
     if isinstance(error, duckdb.IOException):

@@ -31,7 +31,8 @@ _MESSAGE_SCHEMA = pa.schema(
         ("thread", pa.string()), ("ply", pa.int32()), ("message_id", pa.string()),
     ]
 )  # fmt: skip
-_TOKENS_OUT = _MESSAGE_SCHEMA.get_field_index("tokens_out")
+_TOKENS = tuple(_MESSAGE_SCHEMA.get_field_index(name) for name in ("tokens_in", "tokens_out", "tokens_cached"))
+_META = _MESSAGE_SCHEMA.get_field_index("meta")
 _PART_SCHEMA = pa.schema(
     [
         ("seq", pa.int64()), ("message_id", pa.string()), ("conversation_id", pa.string()), ("ordinal", pa.int32()),
@@ -142,8 +143,12 @@ class Writer:
                 record.offset, record.length, _json(record.meta),
                 "" if record.agent_id is None else f"agent:{record.agent_id}",
             ]  # fmt: skip
-        elif record.tokens_out is not None:  # a later piece of the same message: its usage is the final one
-            known[_TOKENS_OUT] = max(known[_TOKENS_OUT] or 0, record.tokens_out)
+        else:  # a later piece of the same message: its usage is the final one
+            for at, tokens in zip(_TOKENS, (record.tokens_in, record.tokens_out, record.tokens_cached), strict=True):
+                if tokens is not None:
+                    known[at] = max(known[at] or 0, tokens)
+            if record.meta:
+                known[_META] = _json({**orjson.loads(known[_META] or "{}"), **record.meta})
         if self._bytes > BATCH_BYTES or len(self._messages) >= BATCH_MESSAGES:
             self.flush()
 
@@ -191,19 +196,20 @@ class Writer:
         """Takes what the store has already out of the batch; brings token counts of known messages up to date."""
         where = {"cids": cids, "seq": first_seq}
         known = self.con.execute(
-            "SELECT message_id, seq, tokens_out FROM messages "
+            "SELECT message_id, seq, tokens_in, tokens_out, tokens_cached FROM messages "
             "WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))", where
         ).fetchall()  # fmt: skip
-        for mid, seq, tokens_out in known:
+        for mid, seq, *tokens in known:
             row = self._messages.pop(mid, None)
             if row is None:
                 continue
-            if seq <= self._begun_seq:
-                self.written.messages_unchanged += 1
-            if row[_TOKENS_OUT] is not None and row[_TOKENS_OUT] > (tokens_out or 0):
+            self.written.messages_unchanged += seq <= self._begun_seq
+            newer = [None if row[at] is None else max(row[at], old or 0) for at, old in zip(_TOKENS, tokens, strict=True)]
+            if any(new is not None and new != old for new, old in zip(newer, tokens, strict=True)):
                 self.con.execute(
-                    "UPDATE messages SET tokens_out = ? WHERE seq = ? AND message_id = ?", [row[_TOKENS_OUT], seq, mid]
-                )
+                    "UPDATE messages SET tokens_in = coalesce(?, tokens_in), tokens_out = coalesce(?, tokens_out), "
+                    "tokens_cached = coalesce(?, tokens_cached) WHERE seq = ? AND message_id = ?", [*newer, seq, mid]
+                )  # fmt: skip
         known_parts = self.con.execute(
             "SELECT part_id FROM parts WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))",
             where,
@@ -283,7 +289,8 @@ class Writer:
             return False
         self.con.execute(
             f"UPDATE conversations SET num_messages = ?, {' = ?, '.join(fields)} = ?, meta = ?, "
-            "started_at = make_timestamptz(?::BIGINT), ended_at = make_timestamptz(?::BIGINT) WHERE conversation_id = ?",
+            "started_at = make_timestamptz(?::BIGINT), ended_at = make_timestamptz(?::BIGINT) "
+            "WHERE conversation_id = ?",
             [*after, meta, started, ended, cid],
         )
         return True

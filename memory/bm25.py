@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from workbench.errors import NotFound
 from workbench.memory import postings as index
 from workbench.memory.fusion import Arm, top
-from workbench.memory.postings import Layer, Postings
+from workbench.memory.postings import Documents, Layer, Postings
 
 # A warm index is read anew when more than these documents have changed.
 _CHANGED_SHARE, _CHANGED_MIN = 0.1, 1_000
 _MAX_SEGMENTS = 8
 _EMPTY = np.empty(0, np.int32)
+Piece = tuple[int, NDArray, NDArray, NDArray]  # term, positions of documents, tf, tf_user
 Found = tuple[NDArray[np.int32], NDArray[np.float64]]  # positions of documents, term frequencies
 
 
@@ -62,8 +63,9 @@ class _Bm25:
     def __init__(self, con: duckdb.DuckDBPyConnection, layer: str) -> None:
         self._con, self._name = con, layer
         self._layer: Layer | None = None
-        self._docs = _EMPTY  # by position
-        self._length = self._length_user = self._back = _EMPTY
+        self._documents = Documents(
+            _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY
+        )  # by position; warm ones not in order of doc
         self._alive: NDArray[np.bool_] | None = None  # None: all
         self._cache: dict[object, NDArray[np.float64] | float] = {}
         self._links: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
@@ -111,9 +113,11 @@ class _Bm25:
         if not self._count:
             return top(_EMPTY, np.empty(0), n)
         terms = Counter(self._layer.tokenizer.hashes(query))
-        scores, matched = np.zeros(len(self._docs)), np.zeros(len(self._docs), bool)
+        scores, matched = np.zeros(len(self._documents.doc)), np.zeros(len(self._documents.doc), bool)
         norm = self._norm(options)
-        for term, (positions, tf) in self._postings(terms, options).items():
+        found = self._postings(terms, options)
+        for term in [term for term in terms if term in found]:
+            positions, tf = found[term]
             idf = self._idf(len(positions), options) * terms[term]
             if options.window:
                 positions, tf = self._windowed(positions, tf)
@@ -121,7 +125,7 @@ class _Bm25:
             scores[positions] += idf * ((options.k1 + 1) * gain if options.variant == "okapi" else gain)
             matched[positions] = True
         at = np.flatnonzero(matched)
-        docs = self._docs[at]
+        docs = self._documents.doc[at]
         if allowed is not None:
             keep = np.isin(docs, allowed)
             at, docs = at[keep], docs[keep]
@@ -130,13 +134,13 @@ class _Bm25:
     def _load(self, layer: Layer) -> None:
         raise NotImplementedError
 
-    def _find(self, terms: Counter[int]) -> list[tuple[int, NDArray, NDArray, NDArray]]:
-        # (term, positions, tf, tf_user); a term may come in several pieces.
+    def _find(self, terms: Counter[int]) -> list[Piece]:
+        # A term may come in several pieces.
         raise NotImplementedError
 
     @property
     def _count(self) -> int:
-        return len(self._docs) if self._alive is None else int(np.count_nonzero(self._alive))
+        return len(self._documents.doc) if self._alive is None else int(np.count_nonzero(self._alive))
 
     def _postings(self, terms: Counter[int], options: Bm25Options) -> dict[int, Found]:
         pieces: dict[int, list[Found]] = {}
@@ -169,7 +173,7 @@ class _Bm25:
     def _norm(self, options: Bm25Options) -> NDArray[np.float64]:
         key = (options.k1, options.b, options.weight_user, options.weight_assistant, options.window)
         if key not in self._cache:
-            length = _by_role(self._length, self._length_user, options)
+            length = _by_role(self._documents.length, self._documents.length_user, options)
             if self._alive is not None:
                 length = np.where(self._alive, length, 0.0)
             if options.window:
@@ -183,12 +187,12 @@ class _Bm25:
     def _neighbours(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         # Positions of the document before and of the one after; -1 where there is none.
         if self._links is None:
-            self._links = _neighbours(self._docs, self._back, self._alive)
+            self._links = _neighbours(self._documents.doc, self._documents.back, self._alive)
         return self._links
 
     def _windowed(self, positions: NDArray[np.int32], tf: NDArray[np.float64]) -> Found:
         before, after = self._neighbours()
-        total = np.zeros(len(self._docs))
+        total = np.zeros(len(self._documents.doc))
         total[positions] = tf
         new = [positions]
         for link in (before, after):
@@ -206,14 +210,21 @@ class ColdBm25(_Bm25):
     """For a short-lived process: reads the lengths of all documents once and of postings only what a query needs."""
 
     def _load(self, layer: Layer) -> None:
-        self._docs, self._back, self._length, self._length_user = index.read_documents(self._con, layer.id)
+        self._documents = index.read_lengths(self._con, layer.id)
+        self._found = (frozenset(), [])
 
-    def _find(self, terms: Counter[int]) -> list[tuple[int, NDArray, NDArray, NDArray]]:
+    def _find(self, terms: Counter[int]) -> list[Piece]:
         assert self._layer is not None
-        found = index.read_postings(self._con, self._layer.id, list(terms))
-        positions = _positions(self._docs, found.doc)
-        bounds = np.append(_starts(found.term), len(found.term)).tolist()
-        return [(int(found.term[a]), positions[a:b], found.tf[a:b], found.tf_user[a:b]) for a, b in pairwise(bounds)]
+        wanted = frozenset(terms)
+        if self._found[0] != wanted:  # the arms of one recall ask for the same terms
+            found = index.read_postings(self._con, self._layer.id, list(terms))
+            positions = _positions(self._documents.doc, found.doc)
+            bounds = np.append(_starts(found.term), len(found.term)).tolist()
+            pieces = [
+                (int(found.term[a]), positions[a:b], found.tf[a:b], found.tf_user[a:b]) for a, b in pairwise(bounds)
+            ]
+            self._found = (wanted, pieces)
+        return self._found[1]
 
 
 class _Segment:
@@ -238,38 +249,43 @@ class WarmBm25(_Bm25):
     def __init__(self, con: duckdb.DuckDBPyConnection, layer: str) -> None:
         super().__init__(con, layer)
         self._segments: list[_Segment] = []
-        self._changed = 0  # documents added or removed since everything was read
         self.refresh()
 
     def _load(self, layer: Layer) -> None:
-        if self._layer is None or not self._load_changes(layer, self._layer.revision):
-            self._docs, self._back, self._length, self._length_user = index.read_documents(self._con, layer.id)
-            self._alive, self._changed = None, 0
+        if not len(self._documents.doc) or not self._load_changes(layer):
+            self._documents, self._alive = index.read_documents(self._con, layer.id), None
             parts = index.read_all_postings(self._con, layer.id)
-            self._segments = [_Segment(part, _positions(self._docs, part.doc)) for part in parts if len(part.term)]
+            docs = self._documents.doc
+            self._segments = [_Segment(part, _positions(docs, part.doc)) for part in parts if len(part.term)]
 
-    def _load_changes(self, layer: Layer, since: int) -> bool:
-        # False: so much changed that everything is better read anew.
-        added = index.read_documents(self._con, layer.id, since)
-        self._changed += len(added.doc)
-        if self._changed > _CHANGED_SHARE * len(self._docs) + _CHANGED_MIN:
+    def _load_changes(self, layer: Layer) -> bool:
+        # False: so much changed that everything is better read anew. A document is known by its doc and the revision
+        # that added it: so replaced ones are seen, and those of a transaction that was rolled back are gone.
+        now, revision = index.read_revisions(self._con, layer.id)
+        if not len(now):
             return False
-        now = index.read_documents(self._con, layer.id).doc
-        alive = np.ones(len(self._docs), bool) if self._alive is None else self._alive
-        gone = alive & (~np.isin(self._docs, now) | np.isin(self._docs, added.doc))
-        self._changed += int(np.count_nonzero(gone))
-        if np.any(gone) or self._alive is not None:
-            self._alive = np.concatenate([alive & ~gone, np.ones(len(added.doc), bool)])
+        at = np.minimum(np.searchsorted(now, self._documents.doc), len(now) - 1)
+        kept = (now[at] == self._documents.doc) & (revision[at] == self._documents.revision)
+        kept &= True if self._alive is None else self._alive
+        is_new = np.ones(len(now), bool)
+        is_new[at[kept]] = False
+        changed = int(np.count_nonzero(~kept)) + int(np.count_nonzero(is_new))
+        if changed > _CHANGED_SHARE * len(now) + _CHANGED_MIN:
+            return False
+        since = int(revision[is_new].min(initial=layer.revision))
+        added = index.read_documents(self._con, layer.id, since=since)
+        added = added.select(np.isin(added.doc, now[is_new]))
         found = index.read_postings_of(self._con, layer.id, added.doc)
         if len(found.term):
-            self._segments.append(_Segment(found, _positions(added.doc, found.doc) + np.int32(len(self._docs))))
-        self._docs = np.concatenate([self._docs, added.doc])
-        self._back = np.concatenate([self._back, added.back])
-        self._length = np.concatenate([self._length, added.length])
-        self._length_user = np.concatenate([self._length_user, added.length_user])
-        return len(self._segments) <= _MAX_SEGMENTS or self._merge_segments()
+            positions = _positions(added.doc, found.doc) + np.int32(len(self._documents.doc))
+            self._segments.append(_Segment(found, positions))
+        self._alive = np.concatenate([kept, np.ones(len(added.doc), bool)])
+        self._documents = Documents(*map(np.concatenate, zip(self._documents, added, strict=True)))
+        if len(self._segments) > _MAX_SEGMENTS:
+            self._merge_segments()
+        return True
 
-    def _merge_segments(self) -> bool:
+    def _merge_segments(self) -> None:
         # The first is by far the largest; those of later changes become one.
         later = self._segments[1:]
         term = np.concatenate([np.repeat(segment.terms, np.diff(segment.bounds)) for segment in later])
@@ -279,9 +295,8 @@ class WarmBm25(_Bm25):
             for name in ("positions", "tf", "tf_user")
         )
         self._segments[1:] = [_Segment(Postings(term[order], positions, tf, tf_user), positions)]
-        return True
 
-    def _find(self, terms: Counter[int]) -> list[tuple[int, NDArray, NDArray, NDArray]]:
+    def _find(self, terms: Counter[int]) -> list[Piece]:
         found = ((term, segment.find(term)) for term in terms for segment in self._segments)
         return [(term, *piece) for term, piece in found if piece is not None]
 

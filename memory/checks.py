@@ -97,4 +97,5 @@ def _found_whole(haystack: str, name: str) -> bool:
 def _continues(neighbour: str, edge: str, is_number: bool) -> bool:
     if is_number:
         return neighbour.isdigit()
-    return edge.isalnum() and (neighbour.isalnum() or neighbour == "_")
+    # Scripts without blanks between words may stand right beside a name.
+    return edge.isalnum() and (neighbour == "_" or (neighbour.isalnum() and neighbour < "\u2e80"))

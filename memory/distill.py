@@ -84,8 +84,8 @@ def distill(
 def num_pending(con: duckdb.DuckDBPyConnection, distiller: str) -> int:
     """How many exchanges have no up-to-date record by this distiller."""
     row = con.execute(
-        "SELECT count(*) FROM exchanges e ANTI JOIN (SELECT exchange_id, content_hash FROM memories WHERE distiller = ?) m "
-        "USING (exchange_id, content_hash)", [distiller]
+        "SELECT count(*) FROM exchanges e ANTI JOIN "
+        "(SELECT exchange_id, content_hash FROM memories WHERE distiller = ?) m USING (exchange_id, content_hash)", [distiller]
     ).fetchone()  # fmt: skip
     return int(row[0]) if row else 0
 

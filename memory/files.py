@@ -46,6 +46,8 @@ def paths_in_text(text: str) -> list[str]:
         floor = max(0, start - MAX_PATH_CHARS)
         while start > floor and (text[start - 1].isalnum() or text[start - 1] in _PATH_CHARS):
             start -= 1
+        if start == floor > 0:
+            continue  # too long a run for a path
         path = _plausible(text[start : match.start()], match.group()[1:])
         if path:
             found[path] = None

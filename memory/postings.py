@@ -7,10 +7,11 @@ Nothing here begins or commits a transaction: the caller's makes text and postin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -44,26 +45,31 @@ class Document(NamedTuple):
 
 
 class Postings(NamedTuple):
-    """Postings of some terms, parallel arrays; sorted by term."""
+    """Postings of some terms, parallel arrays (uint64, then int32), sorted by term."""
 
-    term: NDArray[np.uint64]
-    doc: NDArray[np.int32]
-    tf: NDArray[np.int32]
-    tf_user: NDArray[np.int32]
+    term: NDArray
+    doc: NDArray
+    tf: NDArray
+    tf_user: NDArray
 
 
 class Documents(NamedTuple):
-    """The documents of a layer, parallel arrays in ascending order of doc."""
+    """Documents of a layer, parallel arrays (int32, the last int64) by ascending doc; `revision` is the addition's."""
 
-    doc: NDArray[np.int32]
-    back: NDArray[np.int32]
-    length: NDArray[np.int32]
-    length_user: NDArray[np.int32]
+    doc: NDArray
+    back: NDArray
+    length: NDArray
+    length_user: NDArray
+    revision: NDArray
+
+    def select(self, chosen: NDArray) -> Documents:
+        """Those that an index or a mask chooses."""
+        return Documents(*(column[chosen] for column in self))
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of text in the index; every change of its documents makes `revision` one greater."""
+    """A layer of text in the index; every change of its documents gives it a greater `revision`."""
 
     id: int
     name: str
@@ -97,7 +103,7 @@ def add(con: duckdb.DuckDBPyConnection, layer: str, tokenizer: str, documents: I
         raise InputError(f"the same document comes twice in one batch for layer {layer!r}: give each doc once")
     target = _layer_for(con, layer, tokenizer)
     _remove(con, target.id, docs)
-    revision = target.revision + 1
+    revision = next_revision(target.revision)
     lengths, lengths_user = _insert_postings(con, target, batch, docs)
     back = [0 if document.previous is None else document.doc - document.previous for document in batch]
     _insert(
@@ -106,7 +112,7 @@ def add(con: duckdb.DuckDBPyConnection, layer: str, tokenizer: str, documents: I
         [target.id, revision],
         {"doc": docs, "back": np.array(back, np.int32), "length": lengths, "length_user": lengths_user},
     )
-    con.execute("UPDATE lexical_layers SET revision = ? WHERE layer = ?", [revision, target.id])
+    _set_revision(con, target, revision)
     return len(batch)
 
 
@@ -117,7 +123,7 @@ def remove(con: duckdb.DuckDBPyConnection, layer: str, docs: Sequence[int] | NDA
         return 0
     count = _remove(con, target.id, np.unique(np.asarray(docs, np.int32)))
     if count:
-        con.execute("UPDATE lexical_layers SET revision = revision + 1 WHERE layer = ?", [target.id])
+        _set_revision(con, target)
     return count
 
 
@@ -127,7 +133,7 @@ def drop_layer(con: duckdb.DuckDBPyConnection, layer: str) -> None:
     if target is not None:
         for table in ("documents", "postings", "recent", "terms"):
             con.execute(f"DELETE FROM lexical_{table} WHERE layer = ?", [target.id])
-        con.execute("UPDATE lexical_layers SET revision = revision + 1 WHERE layer = ?", [target.id])
+        _set_revision(con, target)
 
 
 def maintain(con: duckdb.DuckDBPyConnection) -> list[str]:
@@ -171,18 +177,28 @@ def compact(con: duckdb.DuckDBPyConnection, layer: str) -> None:
     con.execute("DROP TABLE lexical_sorted")
 
 
-def read_documents(con: duckdb.DuckDBPyConnection, layer: int, newer_than: int | None = None) -> Documents:
-    """The documents of a layer; only those added after revision `newer_than`, if given."""
-    since = "" if newer_than is None else " AND revision > ?"
-    columns = con.execute(
-        f"SELECT doc, back, length, length_user FROM lexical_documents WHERE layer = ?{since}",
-        [layer] if newer_than is None else [layer, newer_than],
-    ).fetchnumpy()
-    doc = columns["doc"]
-    if np.any(doc[1:] < doc[:-1]):
-        order = np.argsort(doc, kind="stable")
-        columns = {name: column[order] for name, column in columns.items()}
-    return Documents(columns["doc"], columns["back"], columns["length"], columns["length_user"])
+def read_documents(con: duckdb.DuckDBPyConnection, layer: int, *, since: int = 0) -> Documents:
+    """The documents of a layer that were added in revision `since` or later."""
+    columns = fetch(
+        con,
+        "SELECT doc, back, length, length_user, revision FROM lexical_documents WHERE layer = ? AND revision >= ?",
+        [layer, since],
+    )
+    return _ascending(Documents(*(columns[name] for name in Documents._fields)))
+
+
+def read_lengths(con: duckdb.DuckDBPyConnection, layer: int) -> Documents:
+    """The documents of a layer without their revisions (0): what one query needs."""
+    columns = fetch(con, "SELECT doc, back, length, length_user FROM lexical_documents WHERE layer = ?", [layer])
+    revision = np.broadcast_to(np.int64(0), len(columns["doc"]))
+    return _ascending(Documents(columns["doc"], columns["back"], columns["length"], columns["length_user"], revision))
+
+
+def read_revisions(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The docs of a layer, ascending, and in which revision each was added."""
+    columns = fetch(con, "SELECT doc, revision FROM lexical_documents WHERE layer = ?", [layer])
+    order = np.argsort(columns["doc"], kind="stable")
+    return columns["doc"][order], columns["revision"][order]
 
 
 def read_postings(con: duckdb.DuckDBPyConnection, layer: int, terms: Sequence[int]) -> Postings:
@@ -192,11 +208,12 @@ def read_postings(con: duckdb.DuckDBPyConnection, layer: int, terms: Sequence[in
         some = list(terms[start : start + _TERMS_AT_ONCE])
         for table in ("postings", "recent"):
             found.append(
-                con.execute(
+                fetch(
+                    con,
                     f"SELECT term, doc, tf, tf_user FROM lexical_{table}"
                     " JOIN (SELECT unnest(?::UBIGINT[]) AS term) USING (term) WHERE layer = ?",
                     [some, layer],
-                ).fetchnumpy()
+                )
             )
     return sorted_postings(found)
 
@@ -204,7 +221,7 @@ def read_postings(con: duckdb.DuckDBPyConnection, layer: int, terms: Sequence[in
 def read_all_postings(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[Postings, Postings]:
     """All postings of a layer: the compacted and the recent ones."""
     tables = [
-        con.execute(f"SELECT term, doc, tf, tf_user FROM lexical_{table} WHERE layer = ?", [layer]).fetchnumpy()
+        fetch(con, f"SELECT term, doc, tf, tf_user FROM lexical_{table} WHERE layer = ?", [layer])
         for table in ("postings", "recent")
     ]
     return sorted_postings(tables[:1]), sorted_postings(tables[1:])
@@ -215,11 +232,12 @@ def read_postings_of(con: duckdb.DuckDBPyConnection, layer: int, docs: NDArray[n
     tables = []
     for table in ("recent", "postings"):
         tables.append(
-            con.execute(
+            fetch(
+                con,
                 f"SELECT term, doc, tf, tf_user FROM lexical_{table}"
                 " JOIN (SELECT unnest(?::INTEGER[]) AS doc) USING (doc) WHERE layer = ?",
                 [docs, layer],
-            ).fetchnumpy()
+            )
         )
         docs = np.setdiff1d(docs, tables[-1]["doc"])
         if not len(docs):
@@ -227,9 +245,15 @@ def read_postings_of(con: duckdb.DuckDBPyConnection, layer: int, docs: NDArray[n
     return sorted_postings(tables)
 
 
+def next_revision(last: int) -> int:
+    """A number greater than `last` that no rolled-back transaction has used: microseconds since 1970, or last + 1."""
+    return max(last + 1, time.time_ns() // 1000)
+
+
 def df_histogram(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many terms of a layer occur in how many documents: (df, number of terms with it)."""
-    columns = con.execute(
+    columns = fetch(
+        con,
         """SELECT df::BIGINT AS df, count(*) AS terms FROM (
                SELECT sum(df) AS df FROM (
                    SELECT term, df FROM lexical_terms WHERE layer = $layer
@@ -237,8 +261,13 @@ def df_histogram(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np
                ) GROUP BY term
            ) WHERE df > 0 GROUP BY df ORDER BY df""",
         {"layer": layer},
-    ).fetchnumpy()
+    )
     return columns["df"], columns["terms"]
+
+
+def fetch(con: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> dict[str, NDArray]:
+    """The columns of a query's result."""
+    return {name: np.asarray(column) for name, column in con.execute(sql, parameters).fetchnumpy().items()}
 
 
 def sorted_postings(tables: list[dict[str, NDArray]]) -> Postings:
@@ -304,6 +333,16 @@ def _insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list, batch: d
         con.unregister("batch")
 
 
+def _ascending(documents: Documents) -> Documents:
+    doc = documents.doc
+    return documents.select(np.argsort(doc, kind="stable")) if np.any(doc[1:] < doc[:-1]) else documents
+
+
+def _set_revision(con: duckdb.DuckDBPyConnection, layer: Layer, revision: int | None = None) -> None:
+    revision = next_revision(layer.revision) if revision is None else revision
+    con.execute("UPDATE lexical_layers SET revision = ? WHERE layer = ?", [revision, layer.id])
+
+
 def _number(con: duckdb.DuckDBPyConnection, sql: str, parameters: list) -> int:
     # fetchall, because fetchone would leave a result open, and DuckDB 2 then refuses other work on the connection.
     return con.execute(sql, parameters).fetchall()[0][0] or 0
@@ -312,21 +351,24 @@ def _number(con: duckdb.DuckDBPyConnection, sql: str, parameters: list) -> int:
 def _remove(con: duckdb.DuckDBPyConnection, layer: int, docs: NDArray[np.int32]) -> int:
     if _number(con, "SELECT max(doc) + 1 FROM lexical_documents WHERE layer = ?", [layer]) <= docs.min():
         return 0  # new documents, as nearly always
-    removed = con.execute(
+    removed = fetch(
+        con,
         "DELETE FROM lexical_documents WHERE layer = ? AND doc IN (SELECT unnest(?::INTEGER[])) RETURNING doc, length",
         [layer, docs],
-    ).fetchnumpy()
+    )
     left = removed["doc"][removed["length"] > 0]
     if len(left):
-        recent = con.execute(
+        recent = fetch(
+            con,
             "DELETE FROM lexical_recent WHERE layer = ? AND doc IN (SELECT unnest(?::INTEGER[])) RETURNING doc",
             [layer, left],
-        ).fetchnumpy()
+        )
         left = np.setdiff1d(left, recent["doc"])
     if len(left):
-        columns = con.execute(
+        columns = fetch(
+            con,
             "DELETE FROM lexical_postings WHERE layer = ? AND doc IN (SELECT unnest(?::INTEGER[])) RETURNING term",
             [layer, left],
-        ).fetchnumpy()
+        )
         _insert(con, "INSERT INTO lexical_terms SELECT ?, term, -1 FROM batch", [layer], {"term": columns["term"]})
     return len(removed["doc"])

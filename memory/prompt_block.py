@@ -48,7 +48,8 @@ def describe(hit: Hit) -> str:
     when = f", {hit.started_at[:10]}" if hit.started_at else ""
     project = f", {_one_line(hit.project)}" if hit.project else ""
     session = _one_line(hit.source["session_id"])
-    return f"{hit.source['format']} session {session} plies {hit.ply_start}-{hit.ply_end}{when}{project} (exchange {hit.exchange_id})"
+    plies = f"plies {hit.ply_start}-{hit.ply_end}"
+    return f"{hit.source['format']} session {session} {plies}{when}{project} (exchange {hit.exchange_id})"
 
 
 def _one_line(text: str) -> str:

@@ -87,15 +87,15 @@ def _head(con: duckdb.DuckDBPyConnection, conversation_id: str) -> dict[str, Any
 
 def _exchange(con: duckdb.DuckDBPyConnection, exchange_id: str, neighbours: int) -> dict[str, Any]:
     row = con.execute(
-        "SELECT conversation_id, thread, position, ply_start, ply_end, epoch_us(started_at), epoch_us(ended_at), files, "
-        "tools, num_tokens FROM exchanges WHERE exchange_id = ?", [exchange_id]
+        "SELECT conversation_id, thread, position, ply_start, ply_end, epoch_us(started_at), epoch_us(ended_at), "
+        "files, tools, num_tokens FROM exchanges WHERE exchange_id = ?", [exchange_id]
     ).fetchone()  # fmt: skip
     if row is None:
         raise NotFound(f"Exchange {exchange_id} is not in the store any more; its conversation changed.")
     cid, thread, position = row[:3]
     near = con.execute(
-        "SELECT exchange_id, position, ply_start, ply_end, left(user_text, 200) FROM exchanges WHERE conversation_id = ? "
-        "AND thread = ? AND position BETWEEN ? AND ? AND position <> ? ORDER BY position",
+        "SELECT exchange_id, position, ply_start, ply_end, left(user_text, 200) FROM exchanges "
+        "WHERE conversation_id = ? AND thread = ? AND position BETWEEN ? AND ? AND position <> ? ORDER BY position",
         [cid, thread, position - neighbours, position + neighbours, position],
     ).fetchall()
     return {
@@ -105,7 +105,8 @@ def _exchange(con: duckdb.DuckDBPyConnection, exchange_id: str, neighbours: int)
         "memories": _memories(con, exchange_id),
         "messages": messages(con, cid, thread, row[3], row[4]),
         "neighbours": [
-            {"exchange_id": n[0], "offset": n[1] - position, "ply_start": n[2], "ply_end": n[3], "user": n[4]} for n in near
+            {"exchange_id": n[0], "offset": n[1] - position, "ply_start": n[2], "ply_end": n[3], "user": n[4]}
+            for n in near
         ],
     }  # fmt: skip
 
@@ -126,7 +127,8 @@ def _conversation(con: duckdb.DuckDBPyConnection, cid: str) -> dict[str, Any]:
         "WHERE conversation_id = ? ORDER BY thread, position", [cid]
     ).fetchall()  # fmt: skip
     row = con.execute(
-        "SELECT num_messages, epoch_us(started_at), epoch_us(ended_at), meta FROM conversations WHERE conversation_id = ?",
+        "SELECT num_messages, epoch_us(started_at), epoch_us(ended_at), meta FROM conversations "
+        "WHERE conversation_id = ?",
         [cid],
     ).fetchone()
     assert row is not None
@@ -134,7 +136,8 @@ def _conversation(con: duckdb.DuckDBPyConnection, cid: str) -> dict[str, Any]:
         "kind": "conversation", **_head(con, cid), "num_messages": row[0], "started_at": iso(row[1]),
         "ended_at": iso(row[2]), "meta": orjson.loads(row[3] or "{}"),
         "exchanges": [
-            {"exchange_id": r[0], "thread": r[1], "ply_start": r[2], "ply_end": r[3], "started_at": iso(r[4]), "user": r[5]}
+            {"exchange_id": r[0], "thread": r[1], "ply_start": r[2], "ply_end": r[3], "started_at": iso(r[4]),
+             "user": r[5]}
             for r in rows
         ],
     }  # fmt: skip

@@ -10,7 +10,12 @@ for hit in workbench.recall("why did the retry test fail", k=5):
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.api import distill, ingest, recall, remember, show, stats
+    from workbench.data.store import Store
+    from workbench.memory.recall import Hit
 
 __version__ = "0.1.0"
 __all__ = ["Hit", "Store", "distill", "ingest", "recall", "remember", "show", "stats"]

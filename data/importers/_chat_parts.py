@@ -39,7 +39,11 @@ MEDIA_BLOCKS = frozenset({"image", "image_url", "input_image", "blob", "uri", "f
 
 def first(row: dict[str, Any], *keys: str) -> Any:
     """The value of the first key that is there and is not None."""
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    for key in keys:
+        value = row.get(key)
+        if value is not None:
+            return value
+    return None
 
 
 def loads_or_same(value: Any) -> Any:

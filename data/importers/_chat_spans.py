@@ -86,6 +86,7 @@ class _Session:
     about: dict[str, Any] = field(default_factory=dict)  # those that untold spans know
     threads: dict[str | None, _Thread] = field(default_factory=dict)
     calls: set[str] = field(default_factory=set)  # ids of the tool calls told
+    spans: set[str] = field(default_factory=set)  # native ids of the messages that tell a span itself
     named_calls: Counter[str] = field(default_factory=Counter)  # tool -> calls told that no tool span took up yet
     results: dict[str, str] = field(default_factory=dict)  # call id -> native id of the result's message
     texts: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)  # result -> (native id, call id)
@@ -201,7 +202,8 @@ class SpanBook:
                     message.tokens_in, message.tokens_out, message.tokens_cached = usage
                     usage = (None, None, None)
                 yield message
-        if span.error:
+        if span.error and f"error:{span.span_id}" not in session.spans:
+            session.spans.add(f"error:{span.span_id}")
             part = Part("event", span.error, name="error", is_error=True)
             yield self._told(thread, Message("", "system", [part], f"error:{span.span_id}", created_at=when))
 
@@ -236,10 +238,11 @@ class SpanBook:
 
     def _tool(self, span: Span, session: _Session, thread: _Thread) -> Iterator[Message]:
         call_id = span.call_id or span.span_id
-        if call_id in session.results:
+        native = f"span:{span.span_id}"
+        if call_id in session.results or native in session.spans:
             self._source.skipped["tool span (a model call tells it)"] += 1
             return
-        native = f"span:{span.span_id}"
+        session.spans.add(native)
         result, *media = result_parts({"content": span.error if span.outputs in (None, "") else span.outputs})
         result.name, result.call_id = span.name, call_id
         result.is_error = True if span.error else None

@@ -17,20 +17,24 @@ Convert = Callable[[Member], Iterator[Record]]
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
 
-def _is_object(line: bytes) -> bool:
+def _is_json(line: bytes, kind: type = object) -> bool:
     try:
-        return isinstance(orjson.loads(line), dict)
+        return isinstance(orjson.loads(line), kind)
     except orjson.JSONDecodeError:
         return False
+
+
+def _is_object(line: bytes) -> bool:
+    return _is_json(line, dict)
 
 
 def _is_lines(head: bytes) -> bool:
     """Whether these are JSON lines: the first is an object, or is spoilt and one of the next is an object."""
     head = head.lstrip(_BLANK)
     first, *more = head.split(b"\n", 20)
-    if first[:1] == b"[":
+    if first[:1] == b"[" and not _is_json(first):
         return False
-    if first[:1] != b"{" or _is_object(first) or (not more and len(first) >= 1 << 20):
+    if first[:1] not in (b"{", b"[") or _is_object(first) or (not more and len(first) >= 1 << 20):
         return True
     return any(line[:1] == b"{" and _is_object(line) for line in more)
 

@@ -83,8 +83,8 @@ def _messages(session_id: str, native_id: str, row: dict[str, Any], above: str |
 
 def _parts(row: dict[str, Any]) -> Iterator[Part]:
     found = [part for block in row.get("content") or [] for part in _block(block)]
-    if not any(part.kind == "text" for part in found) and row.get("text") and not any(p.text for p in found):
-        found.insert(0, Part("text", as_text(row["text"])))
+    if not found and row.get("text"):
+        found.append(Part("text", as_text(row["text"])))
     yield from found
     for upload in row.get("attachments") or []:
         media = known_string(upload.get("file_type"))

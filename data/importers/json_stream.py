@@ -96,7 +96,7 @@ def parse_json(raw: bytes) -> Any:
     except orjson.JSONDecodeError:
         fixed = _ESCAPE.sub(lambda m: rb"\ufffd" if m[2] else m[0], raw) if b"\\u" in raw else raw
         if b"NaN" in raw or b"Infinity" in raw:
-            return json.loads(fixed.decode(), parse_constant=lambda _: None)
+            return json.loads(fixed.decode(), parse_constant=lambda _: None, parse_int=_integer)
         if fixed == raw:
             raise
         return orjson.loads(fixed)
@@ -111,6 +111,11 @@ def _start_of(head: bytes) -> bytes | None:
     if head.startswith(b"["):
         return rb"(?<=[,\s])\["
     return None if head.startswith(b"{") or not head else rb"(?<=,)(?=[^,])"
+
+
+def _integer(digits: str) -> int | float:
+    """As orjson: what does not fit 64 bits is a float."""
+    return orjson.loads(digits)
 
 
 class _Reader:

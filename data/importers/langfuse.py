@@ -40,6 +40,8 @@ def read(source: Source) -> Iterator[Record]:
         whole = _Document(source, book)
         yield from read_rows(source, _ARRAYS, whole.convert)
         whole.end()
+        # Spans of one conversation lie anywhere in the file: one that has grown is read again from its beginning.
+        source.by_lines = False
         yield from book.records()
 
 

@@ -49,6 +49,8 @@ def read(source: Source) -> Iterator[Record]:
                     yield not_understood(member.offset, member.length, run, error)
 
         yield from read_rows(source, _ARRAYS, convert)
+        # Spans of one conversation lie anywhere in the file: one that has grown is read again from its beginning.
+        source.by_lines = False
         yield from book.records()
 
 

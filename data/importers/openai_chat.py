@@ -43,7 +43,8 @@ def detect(probe: Probe) -> int:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in _ROLES and "timestamp" not in value
+    role = value.get("role") if isinstance(value, dict) else None
+    return isinstance(role, str) and role in _ROLES and "timestamp" not in value
 
 
 def read(source: Source) -> Iterator[Record]:
@@ -114,7 +115,7 @@ def _messages(session_id: str, said: list[Any], model: str | None) -> Iterator[M
     tools: dict[str | None, str | None] = {}
     number = 0
     for row in said:
-        content = row["content"] if "content" in row else None
+        content = row.get("content")
         role = row.get("role")
         meta = {"weight": row["weight"]} if row.get("weight") is not None else None
         if isinstance(content, str) and content and role in ("user", "assistant") and _is_plain(row):

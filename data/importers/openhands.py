@@ -42,7 +42,9 @@ def detect(probe: Probe) -> int:
 
 
 def read(source: Source) -> Iterator[Record]:
-    log = _Log(source)
+    # The session is the reader's own record of what was yielded last: only at the start does it tell what to resume.
+    resumed = as_text(source.session["session_id"]) if source.start and source.session else None
+    log = _Log(source, resumed)
     yield from read_rows(source, _ARRAYS, log.convert)
     yield from log.end()
 
@@ -50,8 +52,9 @@ def read(source: Source) -> Iterator[Record]:
 class _Log:
     """The conversation of a stream; the rows of an evaluation output have one each."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, resumed: str | None = None) -> None:
         self.source = source
+        self.resumed = resumed
         self.fields: dict[str, Any] = {}
         self.events: Events | None = None
         self.at = (0, 0)
@@ -98,8 +101,8 @@ class _Log:
         yield from messages
 
     def _session_id(self, event: Any) -> str:
-        if self.source.session:
-            return as_text(self.source.session["session_id"])
+        if self.resumed:
+            return self.resumed
         path = _EVENT_PATH.search(self.source.path)
         known = path[1] if path else first(self.fields, "conversation_id", "session_id", "sid", "id")
         if isinstance(known, str) and known:

@@ -51,6 +51,8 @@ def read(source: Source) -> Iterator[Record]:
             yield from _add_member(source, book, member)
 
         yield from read_rows(source, _GROUPS, convert)
+        # Spans of one conversation lie anywhere in the file: one that has grown is read again from its beginning.
+        source.by_lines = False
         yield from book.records()
 
 
@@ -124,6 +126,15 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _time(nanoseconds: Any) -> int | None:
+    """Microseconds, cut off as integers: as a float the number of nanoseconds would lose its last digits."""
+    if isinstance(nanoseconds, str) and re.fullmatch(r"\d{17,19}", nanoseconds):
+        nanoseconds = int(nanoseconds)
+    if isinstance(nanoseconds, int) and 10**17 <= nanoseconds < 10**19:
+        return parse_time(nanoseconds // 1000)
+    return parse_time(nanoseconds)
+
+
 def hex_id(value: Any) -> str:
     """A trace or span id: hex as it is, base64 (protobuf's own JSON) as hex."""
     if not isinstance(value, str):
@@ -159,8 +170,8 @@ def _span(raw: dict[str, Any], about: dict[str, Any], member: Member) -> Span:
         kind=kind,
         name=_text(name) or _text(raw.get("name")),
         session_id=as_text(session) or None,
-        start=parse_time(first(raw, "startTimeUnixNano", "start_time_unix_nano")),
-        end=parse_time(first(raw, "endTimeUnixNano", "end_time_unix_nano")),
+        start=_time(first(raw, "startTimeUnixNano", "start_time_unix_nano")),
+        end=_time(first(raw, "endTimeUnixNano", "end_time_unix_nano")),
         model=_text(first(found, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")),
         **_usage(found),
         inputs=inputs,
@@ -274,16 +285,17 @@ def _listed(value: Any) -> list[Any]:
 def _unflatten(found: dict[str, Any], prefix: str) -> list[Any]:
     """The list that "prefix0.a.b", "prefix1.c" … spell out."""
     tree: dict[str, Any] = {}
-    for key, value in found.items():
-        if key.startswith(prefix):
-            *path, last = key[len(prefix) :].split(".")
-            node = tree
-            for step in path:
-                inner = node.setdefault(step, {})
-                if not isinstance(inner, dict):
-                    inner = node[step] = {"": inner}
-                node = inner
-            node[last] = loads_or_same(value) if last in ("content", "arguments", "tool_calls") else value
+    for key in [key for key in found if key.startswith(prefix)]:
+        *path, last = key[len(prefix) :].split(".")
+        node = tree
+        for step in path:
+            inner = node.setdefault(step, {})
+            if not isinstance(inner, dict):
+                inner = node[step] = {"": inner}
+            node = inner
+        node[last] = loads_or_same(found[key]) if last in ("content", "arguments", "tool_calls") else found[key]
+    if not tree:
+        return []
     folded = _fold(tree)
     return folded if isinstance(folded, list) else [folded] if folded else []
 

@@ -43,7 +43,6 @@ class _Session:
         self.source = source
         known = (source.session or {}).get("session_id")
         self.session_id: str | None = known if isinstance(known, str) else None
-        self.is_first = source.start == 0
 
     def line(self, row: dict[str, Any], offset: int, length: int) -> Iterator[Record]:
         kind = row.get("type")
@@ -61,10 +60,8 @@ class _Session:
             return
         message = row["message"] if kind == "message" else row
         role, parts = _said(message) if kind == "message" else _entry(kind, row)
-        parent = known_string(row.get("parentId"))
-        if parent is None and "parentId" in row and not self.is_first:
-            parent = ""  # a second root: a branch that begins anew
-        self.is_first = False
+        # null is a root, "": rewinding to the beginning makes a second one, which does not follow what is before it.
+        parent = known_string(row.get("parentId")) or ("" if "parentId" in row else None)
         if kind == "model_change":
             yield Conversation(self.session_id, model=known_string(row.get("modelId")))
         elif kind == "session_info":
@@ -76,7 +73,7 @@ class _Session:
         yield Message(
             self.session_id,
             role,
-            parts,
+            parts or [Part("event", name="empty message")],
             known_string(row.get("id")) or f"@{offset}",
             parent,
             created_at=parse_time(row.get("timestamp")) or parse_time(message.get("timestamp")),

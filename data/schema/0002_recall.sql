@@ -36,3 +36,32 @@ CREATE TABLE lexical_terms (
     term UBIGINT NOT NULL,
     df INTEGER NOT NULL
 );
+
+-- Vectors of a layer's documents under one embedding model.
+CREATE TABLE embedding_spaces (
+    space SMALLINT NOT NULL,
+    layer VARCHAR NOT NULL,
+    model VARCHAR NOT NULL,
+    dim INTEGER NOT NULL,
+    revision BIGINT NOT NULL             -- grows with every change of the space's vectors
+);
+CREATE TABLE embeddings (
+    space SMALLINT NOT NULL,
+    doc INTEGER NOT NULL,                -- exchanges.seq
+    revision BIGINT NOT NULL,            -- of the space when the vector was added
+    vector BLOB NOT NULL                 -- dim × float16, little-endian; of length 1 (or 0: a text without words)
+);
+-- Embedding models that were learnt from the store's own text.
+CREATE TABLE embedding_models (
+    model VARCHAR NOT NULL,
+    dim INTEGER NOT NULL,
+    num_documents BIGINT NOT NULL,       -- how many texts the store had of which it was learnt
+    scale FLOAT NOT NULL,                -- length of the vector of a word that it has not seen
+    created_at TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE embedding_features (
+    model VARCHAR NOT NULL,
+    feature UBIGINT NOT NULL,            -- hash of a word or of a pair of words
+    idf FLOAT NOT NULL,
+    vector BLOB NOT NULL                 -- dim × float16, little-endian
+);

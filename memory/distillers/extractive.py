@@ -28,6 +28,7 @@ from workbench.memory.types import Distilled, Exchange, Failed
 _CHARS_PER_TOKEN = 4.3
 _MAX_WORD_CHARS = 48
 _MAX_LEXICON = 500_000
+_MAX_OPENING_WORDS = 12
 
 # Words, and between them the marks that end a clause. Scripts that write no blanks are cut into groups of four.
 _MARK = r"[.!?:;,](?=\s)|\n|[()|]"
@@ -37,16 +38,19 @@ _WIDE_TOKEN = re.compile(rf"[{_WIDE}]{{1,4}}|[^\W{_WIDE}]++(?:['’-][^\W{_WIDE}
 _IS_WIDE = re.compile(f"[{_WIDE}]")
 _MARKS = frozenset(".!?:;,\n()|")
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>")
-_URL = re.compile(r"https?://\S+")
+_URL = re.compile(r"\bhttps?://\S+")
 _HASH = re.compile(r"(?=[a-f-]*\d)[0-9a-f]{7,}|[0-9a-f]{8}-[0-9a-f-]{27}")
 _CODED = re.compile(r"[_\d]|[a-z][A-Z]")
 
 _CODE_SPAN = re.compile(r"`([^`\n]{3,60})`")
-_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]+")
+_OPTION = re.compile(r"--[a-z][\w-]+")
 # Each is a literal to look for, which is many times faster than one alternation.
 _ERRORS = [
     re.compile(rf"{name}\b(?::[ \t]?|[ \t])[^\n`]{{8,80}}") for name in ("rror", "xception", "panic", "FAIL", "fatal")
 ]
+_MIN_ERROR_CHARS = 14
+_MIN_DETAIL_TOKENS = 4.0
+_MAX_CONCEPTS = 8  # of the terms of most value; the most frequent of them names the room
 _BREAK = re.compile(r"[.;,](?=\s|$)|\s+[-–—(]\s?")
 
 
@@ -64,14 +68,14 @@ class Weights:
         detail_share: the most of the budget that the context may take.
     """
 
-    scale: float = 2.15
+    scale: float = 2.05
     exponent: float = 0.4
     changed_files: float = 3.0
-    chatter: float = 0.6
+    chatter: float = 0.7
     number: float = 0.5
     length: float = 0.5
     half: float = 1.5
-    late: float = 0.3
+    late: float = 0.4
     detail_share: float = 0.35
 
 
@@ -99,7 +103,7 @@ class Extractive:
         values, words = self._values(counts)
         ranked = sorted(values, key=values.__getitem__, reverse=True)
         budget = self._budget(exchange)
-        context, covered = self._context(exchange, values, budget)
+        context, covered = self._context(exchange, values, words, ranked, budget)
         lexicon = self._lexicon
         left = budget - count_tokens(context)
         chosen: set[str] = set()
@@ -112,7 +116,8 @@ class Extractive:
                 chosen.add(key)
         written = {word: key for word in counts if (key := lexicon[word][0]) in chosen}
         core = _core(written, len(chosen), texts) or _opening(exchange.text, budget)
-        return Distilled(core, context, assign_rooms(exchange, [words[key] for key in ranked[:8]]))
+        concepts = sorted((words[key] for key in ranked[:_MAX_CONCEPTS]), key=counts.__getitem__, reverse=True)
+        return Distilled(core, context, assign_rooms(exchange, concepts))
 
     def _budget(self, exchange: Exchange) -> float:
         w = self.weights
@@ -143,19 +148,25 @@ class Extractive:
         }
         return values, words
 
-    def _context(self, exchange: Exchange, values: dict[str, float], budget: float) -> tuple[str, set[str]]:
-        """The detail whose words are worth most for their tokens, and their keys; ("", nothing) if none fits."""
+    def _context(
+        self, exchange: Exchange, values: dict[str, float], words: dict[str, str], ranked: list[str], budget: float
+    ) -> tuple[str, set[str]]:
+        """The detail whose words are worth most for their tokens, else the best name or number; and their keys."""
         best, best_worth, best_keys = "", 0.0, set[str]()
-        limit = max(4.0, budget * self.weights.detail_share)
+        limit = max(_MIN_DETAIL_TOKENS, budget * self.weights.detail_share)
         lexicon = self._lexicon
-        for detail, bonus in _details(exchange):
+        for detail, factor in _details(exchange, limit * _CHARS_PER_TOKEN * 1.5).items():
             tokens = count_tokens(detail)
             if tokens > limit:
                 continue
             keys = {lexicon[word][0] for word in _tokens(detail)}
-            worth = bonus * sum(values[key] for key in keys if key in values) / tokens**0.5
+            worth = factor * sum(values[key] for key in keys if key in values) / tokens**0.5
             if worth > best_worth:
                 best, best_worth, best_keys = detail, worth, keys
+        if not best:
+            coded = next((key for key in ranked if _CODED.search(words[key]) and lexicon[words[key]][2] <= limit), None)
+            if coded:
+                return words[coded], {coded}
         return best, best_keys
 
 
@@ -211,20 +222,31 @@ def _tokens(text: str) -> list[str]:
     return (_WIDE_TOKEN if wide else _TOKEN).findall(text)
 
 
-def _details(exchange: Exchange) -> Iterator[tuple[str, float]]:
-    """Candidates for the context, verbatim, with a factor for their kind: errors, options, code spans."""
+def _details(exchange: Exchange, longest: float) -> dict[str, float]:
+    """Candidates for the context, verbatim, with a factor for their kind: errors, options, code spans.
+
+    Args:
+        longest: in characters.
+    """
+    found: dict[str, float] = {}
     for text in (exchange.user_text, exchange.assistant_text):
         for pattern in _ERRORS:
             for match in pattern.finditer(text):
                 start = match.start()
                 while start and text[start - 1].isalnum():
                     start -= 1
-                yield _BREAK.split(text[start : match.end()], maxsplit=1)[0].rstrip(), 1.3
-        for option in dict.fromkeys(_OPTION.findall(text)):
-            yield option, 1.0
-        for span in dict.fromkeys(_CODE_SPAN.findall(text)):
-            detail = span.strip()
-            yield detail, 1.1 if _CODED.search(detail) or "/" in detail or " " in detail else 0.9
+                error = _BREAK.split(text[start : match.end()], maxsplit=1)[0].rstrip()
+                if _MIN_ERROR_CHARS <= len(error) <= longest:
+                    found.setdefault(error, 1.3)
+        for match in _OPTION.finditer(text):
+            before = text[match.start() - 1 : match.start()]
+            if len(match.group()) <= longest and not (before.isalnum() or before in ("-", "_")):
+                found.setdefault(match.group(), 1.0)
+        for span in _CODE_SPAN.findall(text):
+            if len(span) <= longest:
+                found.setdefault(span.strip(), 1.1 if _CODED.search(span) or "/" in span or " " in span else 0.9)
+    found.pop("", None)
+    return found
 
 
 def _core(written: dict[str, str], num_terms: int, texts: tuple[list[str], list[str]]) -> str:
@@ -272,9 +294,12 @@ def _cover(num_terms: int, clauses: list[dict[str, str]]) -> list[tuple[int, lis
 def _opening(text: str, budget: float) -> str:
     """The first words of a text that has none worth choosing ("ok, do it")."""
     words = text.split()
-    kept = [words[0][:80]]
-    for word in words[1:12]:
-        if count_tokens(" ".join([*kept, word])) > max(budget, 1):
+    letters = re.search(r"[^\W\d_]{2,20}", words[0])
+    if len(words[0]) > _MAX_WORD_CHARS and letters:
+        return letters.group()
+    kept = words[0]
+    for word in words[1:_MAX_OPENING_WORDS]:
+        if count_tokens(f"{kept} {word}") > budget:
             break
-        kept.append(word)
-    return " ".join(kept)
+        kept = f"{kept} {word}"
+    return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -111,7 +112,7 @@ def test_wrong_types_at_any_depth_never_raise(name, seed, rate):
     rng = random.Random(seed)
     rows = [spoil(row, rng, rate) for row in sample_rows(name)]
     lines = b"\n".join(orjson.dumps(row) for row in rows)
-    assert Result(MODULES[name], lines).num_accounted() >= len(rows)
+    assert Result(MODULES[name], lines).num_accounted() >= sum(1 for row in rows if row not in ([], {}))
     assert Result(MODULES[name], orjson.dumps(rows)).num_accounted() >= len(rows)
     Result(MODULES[name], orjson.dumps(rows[0], option=orjson.OPT_INDENT_2))
 
@@ -154,7 +155,7 @@ def test_otel_sample():
     main = [m for m in result.messages if m.session_id == "deploy-parcels-1" and m.agent_id is None]
     assert [m.role for m in main] == ["system", "user", "assistant", "tool", "assistant", "tool", "assistant", "user",
                                       "assistant"]  # fmt: skip
-    assert all(m.parent_id == before.native_id for before, m in zip(main, main[1:], strict=False))
+    assert all(m.parent_id == before.native_id for before, m in itertools.pairwise(main))
     assert (main[2].tokens_in, main[2].tokens_out, main[2].model) == (310, 48, "gpt-4.1-2025-04-14")
     assert main[2].parts[0].kind == "thinking"
     assert main[2].parts[2].call_id == main[3].parts[0].call_id == "call_j1"
@@ -202,8 +203,8 @@ def test_langsmith_sample():
 def test_langsmith_array_and_wrapped_runs_equal_lines():
     rows = sample_rows("langsmith")
     expected = Result(langsmith, b"\n".join(orjson.dumps(row) for row in rows)).said()
-    for raw in (orjson.dumps(rows), orjson.dumps({"runs": rows}), orjson.dumps({"runs": rows}, option=orjson.OPT_INDENT_2),
-                orjson.dumps(rows[::-1])):  # fmt: skip
+    pretty = orjson.dumps({"runs": rows}, option=orjson.OPT_INDENT_2)
+    for raw in (orjson.dumps(rows), orjson.dumps({"runs": rows}), pretty, orjson.dumps(rows[::-1])):
         assert Result(langsmith, raw).said() == expected
 
 
@@ -349,3 +350,10 @@ def test_token_counts_of_the_providers():
     assert token_counts({"input": 5, "output": 2, "total": 7}) == (5, 2, None)
     assert token_counts({"input": True, "output": -2}) == (None, None, None)
     assert token_counts([1]) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_grown_file_is_read_from_its_beginning(name):
+    source = Source("x", io.BytesIO(b"\n".join(orjson.dumps(row) for row in sample_rows(name))))
+    assert any(isinstance(r, Message) for r in MODULES[name].read(source))
+    assert source.by_lines is False

@@ -205,7 +205,7 @@ def test_swe_agent_sample():
     assert len(result.messages) == 17 + 2 + 1
     assert [m.role for m in result.messages[:5]] == ["system", "user", "user", "assistant", "tool"]
     assert result.messages[1].parts[0].kind == "context"
-    assert result.messages[3].meta["execution_seconds"] == 3.812
+    assert (result.messages[3].meta or {})["execution_seconds"] == 3.812
     call, answer = result.messages[3].parts[1], result.messages[4].parts[0]
     assert (call.kind, call.name, call.call_id) == ("tool_call", "bash", answer.call_id)
     assert "```" not in result.messages[3].parts[0].text
@@ -321,6 +321,16 @@ def test_openhands_resumed_stream_keeps_its_session():
     assert result.messages[0].offset == 100
 
 
+def test_openhands_rows_have_sessions_of_their_own_while_the_reader_keeps_the_last():
+    source = Source("x", io.BytesIO(sample("openhands", "v0-output.jsonl")))
+    sessions = set()
+    for record in openhands.read(source):
+        if isinstance(record, Conversation):
+            source.session = {"session_id": record.session_id, "meta": record.meta}
+            sessions.add(record.session_id)
+    assert len(sessions) == 2
+
+
 def test_atif_sample():
     result = Result(atif, sample("atif", "trajectory.json"))
     document = json.loads(sample("atif", "trajectory.json"))
@@ -333,7 +343,7 @@ def test_atif_sample():
     assert sum(m.tokens_in or 0 for m in result.messages) == sum(known)
     assert [m.agent_id for m in result.messages if m.agent_id] == ["sub-wal", "sub-wal"]
     assert result.messages[1].parts[0].kind == "context"
-    assert result.messages[3].meta["completion_token_ids"] == [88, 12, 4]
+    assert (result.messages[3].meta or {})["completion_token_ids"] == [88, 12, 4]
     assert result.messages[3].parts[0].kind == "thinking"
     delegated = next(p for m in result.messages for p in m.parts if p.name == "delegate" and p.kind == "tool_result")
     assert delegated.data == {"subagent_trajectory_ref": [{"trajectory_id": "sub-wal"}]}

@@ -30,9 +30,9 @@ def test_rooms_are_relative_links_into_the_package(room: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "workbench", "workbench.api", "workbench.cli.app", "workbench.cli.log_commands", "workbench.cli.memory_commands",
-        "workbench.data.ingest", "workbench.memory.recall", "workbench.memory.distillers.extractive",
-        "workbench.memory.index", "workbench.demo",
+        "workbench", "workbench.api", "workbench.cli.app", "workbench.cli.log_commands",
+        "workbench.cli.memory_commands", "workbench.data.ingest", "workbench.memory.recall",
+        "workbench.memory.distillers.extractive", "workbench.memory.index", "workbench.demo",
     ],
 )  # fmt: skip
 def test_light_path_imports_nothing_heavy(module: str) -> None:

@@ -1,4 +1,4 @@
-"""How results reach people and programs: JSON to stdout on --json, else tables; progress on stderr where someone looks."""
+"""How results reach people and programs: JSON on stdout with --json, else tables; progress on stderr."""
 
 from __future__ import annotations
 
