@@ -116,7 +116,8 @@ class Extractive:
                 chosen.add(key)
         written = {word: key for word in counts if (key := lexicon[word][0]) in chosen}
         core = _core(written, len(chosen), texts) or _opening(exchange.text, budget)
-        concepts = sorted((words[key] for key in ranked[:_MAX_CONCEPTS]), key=counts.__getitem__, reverse=True)
+        telling = [words[key] for key in ranked[:_MAX_CONCEPTS] if not _is_chatter(words[key].lower(), key)]
+        concepts = sorted(telling, key=counts.__getitem__, reverse=True)
         return Distilled(core, context, assign_rooms(exchange, concepts))
 
     def _budget(self, exchange: Exchange) -> float:
@@ -159,10 +160,10 @@ class Extractive:
             tokens = count_tokens(detail)
             if tokens > limit:
                 continue
-            keys = {lexicon[word][0] for word in _tokens(detail)}
+            keys = dict.fromkeys(lexicon[word][0] for word in _tokens(detail))  # ordered: the sum is the same each time
             worth = factor * sum(values[key] for key in keys if key in values) / tokens**0.5
             if worth > best_worth:
-                best, best_worth, best_keys = detail, worth, keys
+                best, best_worth, best_keys = detail, worth, set(keys)
         if not best:
             coded = next((key for key in ranked if _CODED.search(words[key]) and lexicon[words[key]][2] <= limit), None)
             if coded:
@@ -192,10 +193,14 @@ class _Lexicon(dict[str, tuple[str, float, int]]):
             or _HASH.fullmatch(low)
         ):
             return 0.0
-        if low in CHATTER or key in CHATTER:
+        if _is_chatter(low, key):
             return self._weights.chatter * (min(len(low), 12) / 8) ** self._weights.length
         kind = self._weights.number if word[0].isdigit() else 1.0
         return kind * (min(len(low), 12) / 8) ** self._weights.length
+
+
+def _is_chatter(low: str, key: str) -> bool:
+    return low in CHATTER or key in CHATTER
 
 
 def stem(low: str) -> str:
