@@ -132,7 +132,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreReadOnly(f"The folder {folder} cannot be made: {error.strerror}.") from error
-        # The folder as well: DuckDB writes its log (.wal) beside the file. The mode bits because root may write anything.
+        # The folder as well: DuckDB writes its log (.wal) beside the file. The mode, because root may write anything.
         for target in (self.path, folder):
             if target.exists() and (target.stat().st_mode & 0o222 == 0 or not os.access(target, os.W_OK)):
                 raise StoreReadOnly(
@@ -147,6 +147,7 @@ class Store:
                 self.con = _connect(new, read_only=False)
                 try:
                     self._migrate()
+                    self.con.execute("PRAGMA enable_checkpoint_on_shutdown")
                 finally:
                     self.con.close()
                 try:
@@ -156,7 +157,8 @@ class Store:
                 except OSError:  # a file system without hard links
                     new.rename(self.path)
         finally:
-            new.unlink(missing_ok=True)
+            for left in (new, new.with_name(new.name + ".wal")):
+                left.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self.con = self._wait_for_connection()
@@ -318,8 +320,6 @@ def _damaged(path: Path, what: str) -> StoreDamaged:
 
 def _translated(error: Exception, path: Path) -> StoreError | None:
     text = str(error)
-    if isinstance(error, StoreError):
-        return None
     if "No space left" in text or "File too large" in text or "Disk quota" in text:
         return StoreFull(
             f"The disk that holds {path} is full. Nothing of the last step was stored, all before it is; "

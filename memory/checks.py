@@ -11,6 +11,8 @@ from workbench.memory.types import Distilled, Exchange
 _QUOTED = re.compile(r"`([^`\n]+)`|\"([^\"\n]+)\"|“([^”\n]+)”")
 _TOKEN = re.compile(r"[^\s`\"“”‘’()\[\]{}<>,;|]+")
 _CAMEL = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]{2}")
+_GROUPED = re.compile(r"\d[\d,]*")
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3})")
 _EDGE = ".:!?'*…"
 
 
@@ -75,8 +77,8 @@ def _holds(haystack: str, name: str) -> bool:
     """Whether `name` stands in the text and is not merely the piece of a longer name or number."""
     if _found_whole(haystack, name):
         return True
-    if re.fullmatch(r"[\d,]+", name):  # 1,887 for 1887
-        return _found_whole(haystack, name.replace(",", ""))
+    if _GROUPED.fullmatch(name):  # 1,887 for 1887 and the other way round
+        return _found_whole(_GROUPING.sub("", haystack), name.replace(",", ""))
     words = name.split()
     return len(words) > 1 and re.search(r"\s+".join(map(re.escape, words)), haystack) is not None
 

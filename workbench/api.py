@@ -45,12 +45,20 @@ def ingest(
 
 def distill(
     store: StorePath = None,
-    distiller: Distiller | None = None,
+    distiller: Callable[[Store], Distiller] | None = None,
     *,
     limit: int | None = None,
     progress: Callable[[DistillReport], None] | None = None,
 ) -> DistillReport:
-    """Makes memories of all exchanges that have none by this distiller (default: the built-in extractive one)."""
+    """Makes memories of all exchanges that have none by this distiller.
+
+    Args:
+        distiller: makes it from the open store (an LLM's answers are cached there); None = the built-in extractive one.
+        limit: at most this many exchanges; None = all.
+        progress: called with the report so far after each commit.
+
+    Raises: StoreError; EndpointError when a model server can do no request at all.
+    """
     from workbench.data import spool
     from workbench.memory.distill import distill as run
     from workbench.memory.index import on_change, on_memories
@@ -58,10 +66,10 @@ def distill(
     if distiller is None:
         from workbench.memory.distillers.extractive import Extractive
 
-        distiller = Extractive()
+        distiller = lambda _: Extractive()  # noqa: E731
     with Store(store) as opened:
         spool.absorb(opened, on_change)
-        return run(opened, distiller, on_memories=on_memories, limit=limit, progress=progress)
+        return run(opened, distiller(opened), on_memories=on_memories, limit=limit, progress=progress)
 
 
 def recall(

@@ -161,12 +161,21 @@ _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 _OUR_HEADER = re.compile(
     rf"^[ \t]*\[[ \t]*mcp_servers[ \t]*\.[ \t]*([\"']?){NAME}\1[ \t]*\][ \t]*(?:#[^\n]*)?$\n?", re.MULTILINE
 )
+_OUR_SUB_TABLE = re.compile(rf"^[ \t]*\[[ \t]*mcp_servers\.([\"']?){NAME}\1\.([\w-]+)", re.MULTILINE)
 
 
 def _toml_table(values: dict[str, Any]) -> str:
-    # JSON's strings, numbers, booleans and arrays of them are also TOML's; sub-tables have headers of their own.
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    return "\n".join([f"[mcp_servers.{NAME}]", *lines]) + "\n"
+    return "\n".join([f"[mcp_servers.{NAME}]", *(f"{_toml_key(k)} = {_toml(v)}" for k, v in values.items())]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers, booleans and arrays are written as in JSON
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _codex_edited(text: str, command: list[str]) -> str:
@@ -183,15 +192,19 @@ def _codex_edited(text: str, command: list[str]) -> str:
         return text
     plain = text.replace("\r\n", "\n")
     header = _OUR_HEADER.search(plain)
+    sub_tables = {m.group(2) for m in _OUR_SUB_TABLE.finditer(plain)}
+    table = _toml_table({k: v for k, v in wanted.items() if k not in sub_tables})
     if header:
         following = _HEADER.search(plain, header.end())
         end = following.start() if following else len(plain)
-        # Blank lines and comments before the next header belong to that.
-        end -= len(re.search(r"(?:^[ \t]*(?:#[^\n]*)?\n?)*\Z", plain[header.end() : end], re.MULTILINE)[0])  # type: ignore[index]
-        edited = plain[: header.start()] + _toml_table(wanted) + plain[end:]
+        for line in reversed(plain[header.end() : end].splitlines(keepends=True)):
+            if line.strip() and not line.lstrip().startswith("#"):
+                break
+            end -= len(line)  # blank lines and comments before the next header belong to that
+        edited = plain[: header.start()] + table + plain[end:]
     else:
         gap = "" if not plain.strip() else "\n" if plain.endswith("\n") else "\n\n"
-        edited = plain + gap + _toml_table(wanted)
+        edited = plain + gap + table
     expected = {**settings, "mcp_servers": {**servers, NAME: wanted}} if isinstance(servers, dict) else None
     try:
         same = tomllib.loads(edited) == expected
@@ -247,7 +260,7 @@ def write(client: Client, command: list[str]) -> Written:
         backup = _back_up(path) if before is not None else None
         _replace(path, after)
         return Written(given, "written", backup)
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise InputError(f"{given} is no UTF-8 text ({error.reason}); it was left as it is.") from error
     except InputError as error:
         raise InputError(

@@ -280,7 +280,7 @@ def make_server(memory: Memory) -> Server[Any]:
         except Exception as error:
             log.exception("%s failed", tool.name)
             return _failed(f"{tool.name} failed inside the server ({type(error).__name__}); its stderr says where.")
-        content = [types.TextContent(type="text", text=text)]
+        content: list[types.ContentBlock] = [types.TextContent(type="text", text=text)]
         return types.CallToolResult(content=content, structured_content=structured)
 
     return Server(

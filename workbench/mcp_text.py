@@ -98,7 +98,7 @@ def hits(found: list[Hit], budget_tokens: int) -> Result:
 
 
 def exchanges(found: list[dict[str, Any]]) -> Result:
-    """One line of source and the quoted memory or user's words for each."""
+    """One line of source and the beginning of the user's words, quoted, for each."""
     found = [{**e, "files": e["files"][:MAX_FILES]} for e in found]
     structured = {"notice": NOTICE, "exchanges": found}
     if not found:
@@ -106,7 +106,7 @@ def exchanges(found: list[dict[str, Any]]) -> Result:
     lines = []
     for e in found:
         lines.append(f"{_when(e['started_at'])} {_where(e)} (exchange {e['exchange_id']})")
-        lines.append(quoted(e["core"] or e["user"]))
+        lines.append(quoted(e["user"]))
     return structured, framed(lines)
 
 

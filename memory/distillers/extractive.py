@@ -59,7 +59,7 @@ class Weights:
     """Chosen on the tuning half of the development queries.
 
     Args:
-        scale, exponent: budget in tokens = scale * (tokens of the exchange) ** exponent.
+        least, scale, exponent: budget in tokens = max(least, scale * (tokens of the exchange) ** exponent).
         changed_files: the budget of an exchange that changed files is so many times larger.
         chatter, number: weights of words that every exchange says, and of words that begin with a digit.
         length: exponent of (letters / 8) in the weight of a word, letters counted up to 12.
@@ -68,7 +68,8 @@ class Weights:
         detail_share: the most of the budget that the context may take.
     """
 
-    scale: float = 2.05
+    least: float = 16.0
+    scale: float = 2.1
     exponent: float = 0.4
     changed_files: float = 3.0
     chatter: float = 0.7
@@ -115,7 +116,10 @@ class Extractive:
                 left -= tokens
                 chosen.add(key)
         written = {word: key for word in counts if (key := lexicon[word][0]) in chosen}
-        core = _core(written, len(chosen), texts) or _opening(exchange.text, budget)
+        core = _core(written, len(chosen), texts)
+        if not core:
+            core = _opening(exchange.text, budget)
+            context = "" if context in core else context
         telling = [words[key] for key in ranked[:_MAX_CONCEPTS] if not _is_chatter(words[key].lower(), key)]
         concepts = sorted(telling, key=counts.__getitem__, reverse=True)
         return Distilled(core, context, assign_rooms(exchange, concepts))
@@ -124,7 +128,7 @@ class Extractive:
         w = self.weights
         size = (len(exchange.user_text) + len(exchange.assistant_text)) / _CHARS_PER_TOKEN
         changed = any(file.action in ("modified", "created", "deleted") for file in exchange.files)
-        return min(size, w.scale * size**w.exponent * (w.changed_files if changed else 1.0))
+        return min(size, max(w.least, w.scale * size**w.exponent * (w.changed_files if changed else 1.0)))
 
     def _values(self, counts: Counter[str]) -> tuple[dict[str, float], dict[str, str]]:
         """Key → value and key → word as first written, both in the order of the text."""

@@ -79,18 +79,21 @@ class ResponseCache(Protocol):
 
 
 class DuckDBCache:
-    """A ResponseCache in the store's table llm_cache; holds redacted answers only."""
+    """A ResponseCache in the store's table llm_cache; holds redacted answers only.
 
-    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
-        self._con = con
+    Args: connection: gives the open connection; asked each time, because a store that was handed over has a new one.
+    """
+
+    def __init__(self, connection: Callable[[], duckdb.DuckDBPyConnection]) -> None:
+        self._connection = connection
 
     def get(self, request_hash: str) -> str | None:
-        row = self._con.execute("SELECT response FROM llm_cache WHERE request_hash = ?", [request_hash]).fetchone()
+        row = self._connection().execute("SELECT response FROM llm_cache WHERE request_hash = ?", [request_hash]).fetchone()
         return row[0] if row else None
 
     def put(self, request_hash: str, response: str, tokens_in: int, tokens_out: int) -> None:
-        self._con.execute("DELETE FROM llm_cache WHERE request_hash = ?", [request_hash])
-        self._con.execute(
+        self._connection().execute("DELETE FROM llm_cache WHERE request_hash = ?", [request_hash])
+        self._connection().execute(
             "INSERT INTO llm_cache VALUES (?, ?, ?, ?, ?)",
             [request_hash, response, tokens_in, tokens_out, datetime.now(UTC)],
         )

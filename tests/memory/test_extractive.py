@@ -50,9 +50,7 @@ def test_messy_text_gives_a_record_that_holds(name: str) -> None:
     assert violations(exchange, distil(user, assistant)) == []
 
 
-ALPHABET = st.sampled_from(
-    list("aB1_-'’./:`\"<> \n(),;!€é你") + ["error: ", "https://", "```", "--x", "foo_bar", "2.5"]
-)
+ALPHABET = st.sampled_from([*"aB1_-'’./:`\"<> \n(),;!€é你", "error: ", "https://", "```", "--x", "foo_bar", "2.5"])
 TEXT = st.lists(ALPHABET, max_size=60).map("".join)
 
 

@@ -58,7 +58,7 @@ def test_paths_in_text(text: str, paths: list[str]) -> None:
         ("delete_file", {"path": "old.py"}, [("old.py", "deleted")]),
         (
             "apply_patch",
-            "*** Begin Patch\n*** Add File: a.py\n+x\n*** Update File: b.py\n*** Move to: c.py\n*** Delete File: d.py\n",
+            "*** Begin Patch\n*** Add File: a.py\n+x\n*** Update File: b.py\n*** Move to: c.py\n*** Delete File: d.py",
             [("a.py", "created"), ("b.py", "modified"), ("c.py", "created"), ("d.py", "deleted")],
         ),
         (

@@ -197,7 +197,7 @@ def test_no_secret_leaves_the_process(server: Any, con: duckdb.DuckDBPyConnectio
             {"match": "run 3", "faults": ["truncated", "fences"]},
         ]
     )
-    distiller = make(server, cache=DuckDBCache(con), num_repairs=3)
+    distiller = make(server, cache=DuckDBCache(lambda: con), num_repairs=3)
     out = run(distiller, [secret_exchange(n) for n in range(6)])
     received = server.received()
     assert received.count(b"POST /v1/chat/completions") == len(server.bodies()) == 6 + 3 + 3 + 2 + 1
@@ -229,16 +229,16 @@ def test_a_detail_or_room_with_a_mark_is_refused_and_a_core_loses_it() -> None:
 def test_cache_answers_the_second_run_without_a_request(server: Any, con: duckdb.DuckDBPyConnection) -> None:
     server.plan()
     exchanges = [exchange(n) for n in range(5)]
-    first = run(make(server, cache=DuckDBCache(con)), exchanges)
+    first = run(make(server, cache=DuckDBCache(lambda: con)), exchanges)
     assert len(server.bodies()) == 5
-    again = make(server, cache=DuckDBCache(con))
+    again = make(server, cache=DuckDBCache(lambda: con))
     second = run(again, exchanges)
     assert len(server.bodies()) == 5
     assert {i: (good(r).text, good(r).rooms) for i, r in first.items()} == {
         i: (good(r).text, good(r).rooms) for i, r in second.items()
     }
     assert (again.usage.num_cached, again.usage.tokens_in, again.usage.cost) == (5, 0, None)
-    run(make(server, cache=DuckDBCache(con), client={"temperature": 0.5}), exchanges[:1])
+    run(make(server, cache=DuckDBCache(lambda: con), client={"temperature": 0.5}), exchanges[:1])
     assert len(server.bodies()) == 6, "other parameters are another request"
 
 
@@ -246,11 +246,11 @@ def test_bad_answers_are_not_cached_and_spoilt_entries_are_replaced(
     server: Any, con: duckdb.DuckDBPyConnection
 ) -> None:
     server.plan([{"match": "", "faults": ["malformed"]}])
-    assert failed(run(make(server, cache=DuckDBCache(con), num_repairs=0), [exchange(1)])["id1"])
+    assert failed(run(make(server, cache=DuckDBCache(lambda: con), num_repairs=0), [exchange(1)])["id1"])
     assert con.execute("SELECT count(*) FROM llm_cache").fetchone() == (0,)
-    good(run(make(server, cache=DuckDBCache(con)), [exchange(1)])["id1"])
+    good(run(make(server, cache=DuckDBCache(lambda: con)), [exchange(1)])["id1"])
     con.execute("UPDATE llm_cache SET response = '{}'")
-    result = good(run(make(server, cache=DuckDBCache(con)), [exchange(1)])["id1"])
+    result = good(run(make(server, cache=DuckDBCache(lambda: con)), [exchange(1)])["id1"])
     assert not result.details.get("cached")
     assert con.execute("SELECT count(*), max(length(response)) > 50 FROM llm_cache").fetchone() == (1, True)
 
@@ -287,7 +287,7 @@ def test_token_limit_counts_repairs(server: Any) -> None:
 
 def test_dead_endpoint_ends_the_run_and_keeps_what_came(server: Any, con: duckdb.DuckDBPyConnection) -> None:
     server.plan([{"match": "port 8005", "faults": ["401"]}])
-    results = make(server, cache=DuckDBCache(con), concurrency=1).distil(exchange(n) for n in range(20))
+    results = make(server, cache=DuckDBCache(lambda: con), concurrency=1).distil(exchange(n) for n in range(20))
     came = [next(results)[0].exchange_id for _ in range(5)]
     with pytest.raises(EndpointError, match="401"):
         next(results)

@@ -53,7 +53,7 @@ def _options(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit code."""
-    for name in ("log_commands", "memory_commands", "mcp_commands", "demo_command"):
+    for name in ("log_commands", "memory_commands", "distill_command", "mcp_commands", "demo_command"):
         import_module(f"workbench.cli.{name}")  # importing them registers their commands on `app`
     try:
         result = app(list(arguments), standalone_mode=False)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, progress, table
+from workbench.cli.output import Json, print_json, table
 
 if TYPE_CHECKING:
-    from workbench.memory.distill import DistillReport
     from workbench.memory.recall import Hit
 
 
@@ -65,37 +64,6 @@ def _print_hits(query: str, hits: list[Hit]) -> None:
     if all(hit.memory_id is None for hit in hits):
         typer.echo("These exchanges have no memories yet: run `workbench distill`.")
     typer.echo(f"Source: `workbench show {hits[0].exchange_id}`")
-
-
-@app.command()
-def distill(
-    context: typer.Context,
-    distiller: Annotated[str, typer.Option(help="extractive (built in, no model) or llm.")] = "extractive",
-    limit: Annotated[int | None, typer.Option(help="At most this many exchanges in this run.")] = None,
-    json: Json = False,
-) -> None:
-    """Turn exchanges into compact memories. Goes on where it stopped; Ctrl-C loses at most a second of work."""
-    from workbench import api
-
-    if distiller != "extractive":
-        raise typer.BadParameter("known distillers: extractive, llm", param_hint="--distiller")
-    with progress(quiet=json) as say:
-
-        def look(report: DistillReport) -> None:
-            say(f"{report.memories_added:,} memories")
-
-        report = api.distill(context.obj, limit=limit, progress=look)
-    if json:
-        print_json(report.as_json())
-        return
-    ratio = f"{report.verbatim_tokens / report.memory_tokens:.1f}x fewer" if report.memory_tokens else ""
-    rows = [
-        ("memories added", number(report.memories_added)), ("failed", number(report.failed)),
-        ("verbatim tokens", number(report.verbatim_tokens)), ("memory tokens", f"{report.memory_tokens:,} {ratio}"),
-    ]  # fmt: skip
-    table(f"Distilled by {report.distiller} in {report.seconds:.1f} s", rows)
-    for reason, count in report.reasons.most_common(5):
-        typer.echo(f"{count} x {reason}")
 
 
 @app.command()
