@@ -71,7 +71,8 @@ class Message:
         parts: in order.
         native_id: the log's own id of the message, or "@<byte offset>" / "#<index>" where it has none;
             unique within the session and stable when the log grows.
-        parent_id: native_id of the parent where the log is a tree, else None (= the message before it).
+        parent_id: native_id of the parent where the log is a tree; "" for a root (a first question that was asked
+            anew); None = the message before it.
         agent_id: id of the sub-agent that this message belongs to; None for the main thread.
         created_at: microseconds since the epoch, UTC; None where the log does not say. See parse_time.
         offset, length: where the record lies in the source, in bytes.

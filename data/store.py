@@ -261,6 +261,7 @@ class Store:
                 left.unlink(missing_ok=True)
             self.con.execute("ATTACH ? AS backup_of_store", [str(partial)])
             self.con.execute(f"COPY FROM DATABASE {_quoted(name[0])} TO backup_of_store")
+            self.con.execute("CHECKPOINT backup_of_store")
             self.con.execute("DETACH backup_of_store")
             partial.rename(backup)
         except BaseException:
@@ -319,7 +320,7 @@ def _damaged(path: Path, what: str) -> StoreDamaged:
 
 
 def _translated(error: Exception, path: Path) -> StoreError | None:
-    text = str(error)
+    text = " ".join(str(error).split())
     if "No space left" in text or "File too large" in text or "Disk quota" in text:
         return StoreFull(
             f"The disk that holds {path} is full. Nothing of the last step was stored, all before it is; "
@@ -327,7 +328,16 @@ def _translated(error: Exception, path: Path) -> StoreError | None:
         )
     if "Read-only file system" in text or "Permission denied" in text or "read-only mode" in text:
         return StoreReadOnly(f"{path} cannot be written ({text[:120]}). Make it writable or name another store.")
-    damaged = ("not a valid DuckDB", "Could not read enough bytes", "Corrupt", "corrupt", "checksum", "deserialize")
+    # The last is DuckDB's word for the file of another database.
+    damaged = (
+        "not a valid DuckDB",
+        "Could not read enough bytes",
+        "Corrupt",
+        "corrupt",
+        "checksum",
+        "deserialize",
+        'Extension "',
+    )
     if isinstance(error, duckdb.Error) and any(word in text for word in damaged):
         return _damaged(path, text[:160])
     if isinstance(error, duckdb.FatalException | duckdb.InternalException | duckdb.SerializationException):

@@ -59,7 +59,8 @@ def _parents(nodes: list[Node], main: list[int], newest: dict[str, int]) -> dict
     before: int | None = None
     for i in main:
         stated = newest.get(nodes[i].parent_id or "")
-        parents[i] = stated if stated is not None and stated != i else before
+        is_root = nodes[i].parent_id == ""
+        parents[i] = None if is_root else stated if stated is not None and stated != i else before
         before = i
     return parents
 

@@ -157,16 +157,18 @@ def _right_singular_vectors(row, column, weight, shape, dim) -> NDArray[np.float
     row_bounds = np.searchsorted(row, np.arange(shape[0] + 1))
     column_bounds = np.searchsorted(column[by_column], np.arange(shape[1] + 1))
     size = min(dim + _EXTRA_COLUMNS, *shape)
-    basis = _random_vectors(np.arange(shape[1], dtype=np.uint64), size)
-    for _ in range(_POWER_ITERATIONS):
-        image = _sum_rows(basis, column, weight, row_bounds)
-        basis = np.linalg.qr(_sum_rows(image, row[by_column], weight[by_column], column_bounds))[0]
-    image = _sum_rows(basis, column, weight, row_bounds)
-    _, _, rotation = np.linalg.svd(image, full_matrices=False)
-    vectors = (basis @ rotation.T)[:, :dim]
-    out = np.zeros((shape[1], dim), np.float32)
-    out[:, : vectors.shape[1]] = vectors
-    return out
+    image = _sum_rows(_random_vectors(np.arange(shape[1], dtype=np.uint64), size), column, weight, row_bounds)
+    for step in range(_POWER_ITERATIONS):
+        basis = np.linalg.qr(image)[0]
+        back = _sum_rows(basis, row[by_column], weight[by_column], column_bounds)
+        if step < _POWER_ITERATIONS - 1:
+            image = _sum_rows(back, column, weight, row_bounds)
+    square, rotation = np.linalg.eigh((back.T @ back).astype(np.float64))
+    order = np.argsort(-square)[:dim]
+    scale = np.sqrt(np.maximum(square[order], 1e-12))
+    vectors = np.zeros((shape[1], dim), np.float32)
+    vectors[:, : len(order)] = back @ (rotation[:, order] / scale).astype(np.float32)
+    return vectors
 
 
 def _normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -131,6 +131,7 @@ _VERBS: tuple[tuple[re.Pattern[str], Action], ...] = (
     (re.compile(r"write|create|new_file|save|touch", re.IGNORECASE), "created"),
     (re.compile(r"read|view|open|cat|goto|scroll", re.IGNORECASE), "read"),
 )
+_NO_VERB: Action = "referenced"
 # str_replace_editor and its kin say in `command` what they do.
 _EDITOR_COMMANDS: dict[str, Action] = {
     "view": "read", "create": "created", "str_replace": "modified", "insert": "modified", "undo_edit": "modified",
@@ -154,7 +155,7 @@ def files_from_tool(name: str, arguments: Any) -> list[FileTouch]:
     command = arguments.get("command", arguments.get("cmd"))
     if isinstance(command, list):
         command = str(command[-1]) if command else ""
-    action = _EDITOR_COMMANDS.get(command) if isinstance(command, str) else None
+    action: Action | None = _EDITOR_COMMANDS.get(command) if isinstance(command, str) else None
     if action is None and isinstance(command, str) and (_SHELLS.match(name) or "*** Begin Patch" in command):
         return list(_from_patch(command)) or list(_from_shell(command))
     patch = [t for key in ("input", "patch", "diff") for t in _from_patch(str(arguments.get(key) or ""))]
@@ -163,7 +164,7 @@ def files_from_tool(name: str, arguments: Any) -> list[FileTouch]:
     if action is None:
         if _NO_FILES.search(name) and not name.lower().startswith("read"):
             return []
-        action = next((action for pattern, action in _VERBS if pattern.search(name)), "referenced")
+        action = next((verb for pattern, verb in _VERBS if pattern.search(name)), _NO_VERB)
     paths: list[Any] = [next((arguments[k] for k in _PATH_KEYS if isinstance(arguments.get(k), str)), None)]
     paths += [p for key in ("paths", "files", "file_paths") for p in _as_list(arguments.get(key))]
     known = any(pattern.search(name) for pattern, _ in _VERBS)

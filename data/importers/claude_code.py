@@ -70,8 +70,13 @@ class _Session:
     is_titled_by_user: bool = False
 
     def resolve(self, row: dict[str, Any]) -> str | None:
-        """Native id of the message that a line hangs on; None where this read has not seen it."""
+        """Native id of the message that a line hangs on; "" for a root, None where this read has not seen it.
+
+        A compaction summary without a parent is no new beginning: it goes on from what it sums up.
+        """
         uuid = row.get("parentUuid") or row.get("logicalParentUuid")
+        if not uuid and row.get("parentUuid", ...) is None and not row.get("isCompactSummary"):
+            return ""
         native_id = self.nearest.get(uuid) if isinstance(uuid, str) else None
         while native_id in self.moved:
             native_id = self.moved[native_id]

@@ -49,7 +49,7 @@ _ERRORS = [
     re.compile(rf"{name}\b(?::[ \t]?|[ \t])[^\n`]{{8,80}}") for name in ("rror", "xception", "panic", "FAIL", "fatal")
 ]
 _MIN_ERROR_CHARS = 14
-_MIN_DETAIL_TOKENS = 4.0
+_MIN_DETAIL_TOKENS = 7.0
 _MAX_CONCEPTS = 8  # of the terms of most value; the most frequent of them names the room
 _BREAK = re.compile(r"[.;,](?=\s|$)|\s+[-–—(]\s?")
 

@@ -42,14 +42,10 @@ def content(store: Path) -> Content:
             if table not in _LEXICAL:
                 left_out = "".join(f", {c}" for c in _NOT_CONTENT.get(table, ()))[2:]
                 columns = f"* EXCLUDE ({left_out})" if left_out else "*"
-                found[table] = Counter(map(_hashable, con.execute(f'SELECT {columns} FROM "{table}"').fetchall()))
+                found[table] = Counter(con.execute(f'SELECT COLUMNS({columns})::VARCHAR FROM "{table}"').fetchall())
         if set(_LEXICAL) <= set(tables):
             found["index"] = _index(con)
     return found
-
-
-def _hashable(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(tuple(v) if isinstance(v, list) else v for v in row)
 
 
 def _index(con: duckdb.DuckDBPyConnection) -> Counter[tuple[Any, ...]]:
@@ -74,7 +70,7 @@ def _index(con: duckdb.DuckDBPyConnection) -> Counter[tuple[Any, ...]]:
 
 
 def difference(a: Content, b: Content) -> str:
-    """"" if equal, else the tables that differ and some of their rows."""
+    """ "" if equal, else the tables that differ and some of their rows."""
     lines = []
     for table in sorted(a.keys() | b.keys()):
         for sign, more, less in (("-", a, b), ("+", b, a)):
@@ -90,7 +86,7 @@ def verbatim(store: Path) -> Content:
     rows = content(store)
     with duckdb.connect(str(store), read_only=True) as con:
         con.execute("SET TimeZone = 'UTC'")
-        messages = con.execute("SELECT * EXCLUDE (seq, thread) FROM messages").fetchall()
+        messages = con.execute("SELECT COLUMNS(* EXCLUDE (seq, thread))::VARCHAR FROM messages").fetchall()
     return {"messages": Counter(messages), "parts": rows["parts"]}
 
 
@@ -103,7 +99,10 @@ _WORDS = (
 
 
 def _sentence(rng: random.Random, words: int = 14) -> str:
-    return " ".join(rng.choices(_WORDS, k=words)).capitalize() + f" in module_{rng.randrange(400)}.py line {rng.randrange(900)}."
+    return (
+        " ".join(rng.choices(_WORDS, k=words)).capitalize()
+        + f" in module_{rng.randrange(400)}.py line {rng.randrange(900)}."
+    )
 
 
 def claude_session(rng: random.Random, session: str, turns: int, result_bytes: int = 600) -> list[dict[str, Any]]:
@@ -116,7 +115,9 @@ def claude_session(rng: random.Random, session: str, turns: int, result_bytes: i
         nonlocal parent, clock
         clock += rng.randrange(1, 40)
         uuid = f"{session}-{len(rows):05d}"
-        moment = f"20{25 + clock % 2}-0{1 + clock % 9}-1{clock % 9}T0{clock % 9}:{clock % 50 + 10}:{clock % 50 + 10}.000Z"
+        moment = (
+            f"20{25 + clock % 2}-0{1 + clock % 9}-1{clock % 9}T0{clock % 9}:{clock % 50 + 10}:{clock % 50 + 10}.000Z"
+        )
         rows.append(
             {"parentUuid": parent, "isSidechain": False, "cwd": "/home/ada/harbour", "sessionId": session,
              "version": "2.0.1", "gitBranch": "main", "type": kind, "message": message, "uuid": uuid, "timestamp": moment}
@@ -132,7 +133,10 @@ def claude_session(rng: random.Random, session: str, turns: int, result_bytes: i
             {"type": "tool_use", "id": f"toolu_{session}_{turn}", "name": "Read",
              "input": {"file_path": f"/home/ada/harbour/module_{rng.randrange(400)}.py"}},
         )):  # fmt: skip
-            add("assistant", {**base, "content": [block], "usage": {"input_tokens": 10 + i, "output_tokens": 5 * (i + 1)}})
+            add(
+                "assistant",
+                {**base, "content": [block], "usage": {"input_tokens": 10 + i, "output_tokens": 5 * (i + 1)}},
+            )
         text = "\n".join(_sentence(rng) for _ in range(max(1, result_bytes // 110)))
         result = {"type": "tool_result", "tool_use_id": f"toolu_{session}_{turn}", "content": text}
         add("user", {"role": "user", "content": [result]})
@@ -182,7 +186,9 @@ def _log(store: Path, name: str, count: int) -> None:
     from workbench import api
 
     for i in range(count):
-        api.remember(f"{name} writes down note number {i}: the {_WORDS[i % len(_WORDS)]} is mended.", store, project=name)
+        api.remember(
+            f"{name} writes down note number {i}: the {_WORDS[i % len(_WORDS)]} is mended.", store, project=name
+        )
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["log"]:

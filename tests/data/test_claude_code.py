@@ -211,7 +211,7 @@ def test_two_sessions_in_a_file() -> None:
     assert [type(r).__name__ for r in records] == ["Conversation", "Message", "Conversation", "Message"]
     assert isinstance(records[2], Conversation)
     assert records[2].parent_session_id == "a"
-    assert [m.parent_id for m in messages(records)] == [None, None]
+    assert [m.parent_id for m in messages(records)] == ["", None]
 
 
 def test_parent_through_lines_that_are_no_messages() -> None:
@@ -306,7 +306,7 @@ def test_real_log(path: Path) -> None:
     assert all(m.parent_id in known for m in found if m.parent_id)
     uuids = {row.get("uuid") for row in rows}
     roots = sum("uuid" in row and row["parentUuid"] not in uuids - {None} for row in rows)
-    assert sum(m.parent_id is None for m in found) <= roots
+    assert sum(not m.parent_id for m in found) <= roots
     assert all(known[m.parent_id].agent_id is None for m in found if m.parent_id and m.agent_id is None)
     usage = {m.native_id: m.tokens_out for m in found if m.tokens_out is not None}
     assert len(usage) == len({m.native_id for m in found if m.role == "assistant" and m.model})

@@ -68,7 +68,7 @@ def test_core_rooms_and_relevance() -> None:
 
 
 def test_what_counts_as_an_identifier() -> None:
-    text = 'Now `x y` and "z" in a/b/c, fooBar, HTTPServer, snake_case, v2.1, --flag, C:\\tmp\\a and module.name; not this.'
+    text = 'Now `x y`, "z" in a/b/c, fooBar, HTTPServer, snake_case, v2.1, --flag, C:\\tmp\\a or module.name; no more.'
     expected = [
         "x y", "z", "a/b/c", "fooBar", "HTTPServer", "snake_case", "v2.1", "--flag", "C:\\tmp\\a", "module.name",
     ]  # fmt: skip
