@@ -40,16 +40,24 @@ def assign_threads(nodes: list[Node], active_leaf: str | None = None) -> list[st
             newest[node.native_id] = i
     main = [i for i, thread in enumerate(threads) if not thread]
     parents = _parents(nodes, main, newest)
-    active = _path(newest.get(active_leaf or "", main[-1] if main else -1), parents)
-    for i in main:  # a parent stands before its children or is resolved already: one pass in log order suffices
-        if i in active:
-            continue
-        parent = parents[i]
-        inherited = threads[parent] if parent is not None and parent not in active else ""
-        if inherited:
-            threads[i] = inherited
-        elif nodes[i].speaks:
-            threads[i] = f"branch:{nodes[i].native_id}"
+    shown = newest.get(active_leaf) if active_leaf is not None else None
+    active = _path(main[-1] if shown is None and main else shown, parents)
+    resolved = set(active)
+    for i in main:
+        # Up to a node whose thread is known (a parent may stand behind its children), then down again.
+        way: list[int] = []
+        node: int | None = i
+        while node is not None and node not in resolved:
+            resolved.add(node)  # ends the walk in a cycle of a broken log, too
+            way.append(node)
+            node = parents[node]
+        for node in reversed(way):
+            parent = parents[node]
+            inherited = threads[parent] if parent is not None else ""
+            if inherited:
+                threads[node] = inherited
+            elif nodes[node].speaks:
+                threads[node] = f"branch:{nodes[node].native_id}"
     return threads
 
 
@@ -58,17 +66,18 @@ def _parents(nodes: list[Node], main: list[int], newest: dict[str, int]) -> dict
     parents: dict[int, int | None] = {}
     before: int | None = None
     for i in main:
-        stated = newest.get(nodes[i].parent_id or "")
-        is_root = nodes[i].parent_id == ""
+        parent_id = nodes[i].parent_id
+        stated = newest.get(parent_id) if parent_id is not None else None
+        is_root = parent_id == ""
         parents[i] = None if is_root else stated if stated is not None and stated != i else before
         before = i
     return parents
 
 
-def _path(leaf: int, parents: dict[int, int | None]) -> set[int]:
+def _path(leaf: int | None, parents: dict[int, int | None]) -> set[int]:
     path: set[int] = set()
-    node: int | None = leaf
-    while node is not None and node >= 0 and node not in path:  # a cycle in a broken log ends the walk
+    node = leaf
+    while node is not None and node not in path:  # a cycle in a broken log ends the walk
         path.add(node)
         node = parents.get(node)
     return path

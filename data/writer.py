@@ -8,6 +8,8 @@ does, because only conversations that are stored already need a look, and `seq` 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -156,7 +158,7 @@ class Writer:
         """(kind, text, name, call_id, is_error, data) of each part."""
         rows = []
         for part in record.parts:
-            data = None if part.data is None else orjson.dumps(part.data).decode()
+            data = None if part.data is None else _dumps(part.data)
             self._bytes += len(part.text) + (len(data) if data else 0)
             rows.append((part.kind, part.text, part.name, part.call_id, part.is_error, data))
         return rows
@@ -196,20 +198,27 @@ class Writer:
         """Takes what the store has already out of the batch; brings token counts of known messages up to date."""
         where = {"cids": cids, "seq": first_seq}
         known = self.con.execute(
-            "SELECT message_id, seq, tokens_in, tokens_out, tokens_cached FROM messages "
+            "SELECT message_id, seq, meta, tokens_in, tokens_out, tokens_cached FROM messages "
             "WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))", where
         ).fetchall()  # fmt: skip
-        for mid, seq, *tokens in known:
+        grown: set[str] = set()
+        for mid, seq, meta, *tokens in known:
             row = self._messages.pop(mid, None)
             if row is None:
                 continue
             self.written.messages_unchanged += seq <= self._begun_seq
-            newer = [None if row[at] is None else max(row[at], old or 0) for at, old in zip(_TOKENS, tokens, strict=True)]
-            if any(new is not None and new != old for new, old in zip(newer, tokens, strict=True)):
+            newer = [
+                None if row[at] is None else max(row[at], old or 0) for at, old in zip(_TOKENS, tokens, strict=True)
+            ]
+            more = row[_META]
+            both = _json({**orjson.loads(meta or "{}"), **orjson.loads(more)}) if more and more != meta else meta
+            if both != meta or any(new is not None and new != old for new, old in zip(newer, tokens, strict=True)):
                 self.con.execute(
                     "UPDATE messages SET tokens_in = coalesce(?, tokens_in), tokens_out = coalesce(?, tokens_out), "
-                    "tokens_cached = coalesce(?, tokens_cached) WHERE seq = ? AND message_id = ?", [*newer, seq, mid]
-                )  # fmt: skip
+                    "tokens_cached = coalesce(?, tokens_cached), meta = ? WHERE seq = ? AND message_id = ?",
+                    [*newer, both, seq, mid],
+                )
+            grown.add(mid)
         known_parts = self.con.execute(
             "SELECT part_id FROM parts WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))",
             where,
@@ -217,6 +226,8 @@ class Writer:
         while rows := known_parts.fetchmany(10_000):
             for (pid,) in rows:
                 self._parts.pop(pid, None)
+        # New pieces of a stored message change its conversation, although its messages are as many as before.
+        self.written.touched.update(row[2] for row in self._parts.values() if row[1] in grown)
 
     def _look_up(self, cids: list[str], next_seq: int) -> int:
         """Finds which conversations the store has already; returns the lowest seq that any of them can have."""
@@ -289,9 +300,9 @@ class Writer:
             return False
         self.con.execute(
             f"UPDATE conversations SET num_messages = ?, {' = ?, '.join(fields)} = ?, meta = ?, "
-            "started_at = make_timestamptz(?::BIGINT), ended_at = make_timestamptz(?::BIGINT) "
+            "started_at = coalesce(make_timestamptz(?::BIGINT), started_at), ended_at = make_timestamptz(?::BIGINT) "
             "WHERE conversation_id = ?",
-            [*after, meta, started, ended, cid],
+            [*after, meta, started or r.started_at, ended, cid],
         )
         return True
 
@@ -332,7 +343,30 @@ class Writer:
 
 
 def _json(value: dict[str, Any] | None) -> str | None:
-    return orjson.dumps(value).decode() if value else None
+    if not value:
+        return None
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        plain = {k: v if v is None or isinstance(v, str | int | float) else _json_text(v) for k, v in value.items()}
+        return _dumps(plain)
+
+
+def _dumps(value: Any) -> str:
+    """Compact JSON; what orjson refuses (nested deeper than 254) becomes a string that holds JSON."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return orjson.dumps(_json_text(value)).decode()
+
+
+def _json_text(value: Any) -> str:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 10_000)  # orjson reads up to 1,024 levels
+    try:
+        return json.dumps(value, default=str)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _hash(scope: str, text: str) -> str:
@@ -344,9 +378,14 @@ def _hash(scope: str, text: str) -> str:
 
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.Table.from_arrays(
-        [pa.array(column, type=f.type) for column, f in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.Table.from_arrays([_array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _array(column: tuple[Any, ...], type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(column, type=type)
+    except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold
+        return pa.array([v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in column], type=type)
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]], schema: pa.Schema) -> None:

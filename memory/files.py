@@ -131,7 +131,6 @@ _VERBS: tuple[tuple[re.Pattern[str], Action], ...] = (
     (re.compile(r"write|create|new_file|save|touch", re.IGNORECASE), "created"),
     (re.compile(r"read|view|open|cat|goto|scroll", re.IGNORECASE), "read"),
 )
-_NO_VERB: Action = "referenced"
 # str_replace_editor and its kin say in `command` what they do.
 _EDITOR_COMMANDS: dict[str, Action] = {
     "view": "read", "create": "created", "str_replace": "modified", "insert": "modified", "undo_edit": "modified",
@@ -161,14 +160,20 @@ def files_from_tool(name: str, arguments: Any) -> list[FileTouch]:
     patch = [t for key in ("input", "patch", "diff") for t in _from_patch(str(arguments.get(key) or ""))]
     if patch:
         return patch
-    if action is None:
-        if _NO_FILES.search(name) and not name.lower().startswith("read"):
-            return []
-        action = next((verb for pattern, verb in _VERBS if pattern.search(name)), _NO_VERB)
+    if action is None and _NO_FILES.search(name) and not name.lower().startswith("read"):
+        return []
+    verb = _verb(name)
+    done: Action = action or verb or "referenced"
     paths: list[Any] = [next((arguments[k] for k in _PATH_KEYS if isinstance(arguments.get(k), str)), None)]
     paths += [p for key in ("paths", "files", "file_paths") for p in _as_list(arguments.get(key))]
-    known = any(pattern.search(name) for pattern, _ in _VERBS)
-    return [FileTouch(normalise(p), action) for p in paths if _is_path(p) and (known or _named_like_a_file(p))]
+    return [FileTouch(normalise(p), done) for p in paths if _is_path(p) and (verb or _named_like_a_file(p))]
+
+
+def _verb(name: str) -> Action | None:
+    for pattern, action in _VERBS:
+        if pattern.search(name):
+            return action
+    return None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -254,4 +259,5 @@ def _from_simple_command(words: list[str]) -> Iterator[FileTouch]:
     elif program == "sed":
         action = "modified" if any(a.startswith("-i") for a in arguments) else "read"
     if action:
-        yield from (FileTouch(f, action) for f in files)
+        for file in files:
+            yield FileTouch(file, action)

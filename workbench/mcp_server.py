@@ -130,6 +130,7 @@ class Memory:
         self.path, self.wait_seconds = path, wait_seconds
         self._warm: Any = None
         self._warm_lock = threading.Lock()
+        self._absorb_lock = threading.Lock()  # DuckDB lets two threads write, and then one of them fails
 
     def search(self, a: SearchArguments) -> Result:
         from workbench.memory.recall import Filters, Query
@@ -160,7 +161,8 @@ class Memory:
     def remember(self, a: RememberArguments) -> Result:
         from workbench.data import spool
 
-        id = api.remember(a.text, self.path, project=a.project, files=a.files)
+        with self._absorb_lock:
+            id = api.remember(a.text, self.path, project=a.project, files=a.files)
         waiting = bool(spool.waiting(self.path))
         text = f"Noted ({id})." + (" It is found once the process that has the store is done." if waiting else "")
         return {"conversation_id": id, "waiting": waiting}, text
@@ -184,8 +186,13 @@ class Memory:
         return Store(self.path, read_only=True, wait_seconds=self.wait_seconds)
 
     def _absorb(self) -> None:
-        with contextlib.suppress(StoreError):  # what is wrong with the store is said by the reading that follows
-            api.absorb_if_free(self.path)
+        """Takes in what waits in the spool, if nobody else has the store or does just that."""
+        if self._absorb_lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(StoreError):  # the reading that follows says what is wrong
+                    api.absorb_if_free(self.path)
+            finally:
+                self._absorb_lock.release()
 
 
 @dataclass(frozen=True, slots=True)

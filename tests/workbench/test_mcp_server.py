@@ -48,11 +48,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with three conversations: one with a trap in its words, one with 1 MB of tool output."""
     folder = tmp_path_factory.mktemp("mcp")
     records = [
-        *exchange("parser", 1, f"Why does the parser drop the last line? {TRAP}", "The buffer was not flushed at the end "
-                  "of parser.py; now it is.", "src/parser.py"),
+        *exchange("parser", 1, f"Why does the parser drop the last line? {TRAP}", "The buffer was never flushed at the "
+                  "end of parser.py; now it is.", "src/parser.py"),
         *exchange("parser", 2, "Add a test for the flush of the parser please, a small one", "Added test_flush.",
                   "tests/test_parser.py"),
-        *exchange("unicode", 3, f"Rename the column to {LIGATURE}", "Renamed, umlauts and all, in the schema.", "größe.sql"),
+        *exchange("unicode", 3, f"Rename the column to {LIGATURE}", "Renamed, umlauts and all.", "größe.sql"),
         *exchange("big", 4, "Run the whole benchmark and show me every line it prints", "It printed a megabyte of it.",
                   "bench.py", f"{TRAP}\nline of output\n" * 14_000),
     ]  # fmt: skip
@@ -74,7 +74,8 @@ def patient(seconds: float, before: str = "") -> tuple[str, str]:
     """A server that waits so long for the store, after some Python has run."""
     return (
         "-c",
-        f"{before}\nfrom pathlib import Path\nfrom workbench.mcp_server import serve\nserve(Path('{{store}}'), {seconds})",
+        f"{before}\nfrom pathlib import Path\nfrom workbench import mcp_server\n"
+        f"mcp_server.serve(Path('{{store}}'), {seconds})",
     )
 
 
@@ -123,7 +124,8 @@ def assert_only_quoted(text: str, trap: str = TRAP) -> None:
 @contextmanager
 def held(store: Path) -> Iterator[Callable[[], None]]:
     """Another process has the store open for writing until the yielded function is called."""
-    code = f"import sys; from workbench.data.store import Store; s = Store({str(store)!r}); print(flush=True); sys.stdin.read()"
+    code = f"import sys; from workbench.data.store import Store; s = Store({str(store)!r}); print(flush=True); "
+    code += "sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -152,8 +154,8 @@ def test_every_tool_through_the_command_line(store: Path, mode: str) -> None:
             assert tool.annotations.read_only_hint is (tool.name != "remember")
 
         text, found = await call(client, "search", query="parser drops the last line", k=2, project="parser")
-        assert_only_quoted(text, "parser")
         first = found["hits"][0]
+        assert_only_quoted(text, first["core"].split("\n")[0])
         assert first["source"]["session_id"] == "parser"
         assert first["source"]["format"] == "workbench_log"
         assert first["files"] == [{"path": "src/parser.py", "action": "modified"},
@@ -165,7 +167,7 @@ def test_every_tool_through_the_command_line(store: Path, mode: str) -> None:
         assert shown["messages"][0]["parts"][0]["text"] == f"Why does the parser drop the last line? {TRAP}"
         assert [n["offset"] for n in shown["neighbours"]] == [1]
         _, listing = await call(client, "show", id=shown["conversation_id"])
-        assert [e["exchange_id"] for e in listing["exchanges"]][0] == first["exchange_id"]
+        assert listing["exchanges"][0]["exchange_id"] == first["exchange_id"]
         _, message = await call(client, "show", id=shown["messages"][3]["message_id"])
         assert message["messages"] == [shown["messages"][3]]
 
@@ -337,15 +339,14 @@ def test_calls_at_the_same_time_do_not_disturb_each_other(store: Path) -> None:
 
 SLOW = """
 import sys, time
-from workbench.memory import recall
-fast = recall.Recaller.search
-def search(self, query):
+from workbench.memory import recall as module
+fast = module.recall
+def recall(store, query, arms=None):
     if query.text == "slow":
-        print("this goes to stderr, the protocol is on another descriptor")
-        sys.stderr.write("slow search begins\\n")
+        print("this is diverted to stderr", flush=True)
         time.sleep(120)
-    return fast(self, query)
-recall.Recaller.search = search
+    return fast(store, query, arms)
+module.recall = recall
 """
 
 
@@ -355,15 +356,17 @@ def test_a_cancelled_search_is_no_longer_waited_for(store: Path) -> None:
             with anyio.move_on_after(0.5) as scope:
                 await client.call_tool("search", {"query": "slow"})
             assert scope.cancelled_caught
-            text, found = await call(client, "search", query="parser flush")
+            _, found = await call(client, "search", query="parser flush")
             assert found["hits"]
             await call(client, "recent")
+        text, _ = await call(client, "remember", text="Noted while two abandoned searches still run")
+        assert text.startswith("Noted")
 
     with_server(store, body, patient(5, SLOW))
 
 
 def test_stdout_is_protocol_only_and_the_server_ends_with_stdin(store: Path) -> None:
-    """Raw lines: a cancelled request gets no answer, a later one does, and a search under way does not keep it alive."""
+    """Raw lines: a cancelled request gets no answer, a later one does; a search under way does not keep it alive."""
     process = subprocess.Popen(
         [sys.executable, *(a.replace("{store}", str(store)) for a in patient(5, SLOW))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -385,7 +388,7 @@ def test_stdout_is_protocol_only_and_the_server_ends_with_stdin(store: Path) -> 
     assert json.loads(process.stdout.readline())["result"]["serverInfo"]["name"] == "workbench"
     send("notifications/initialized", {})
     tool(2, "slow")
-    assert process.stderr.readline().startswith(b"this goes to stderr")
+    assert process.stderr.readline().startswith(b"this is diverted")
     send("notifications/cancelled", {"requestId": 2})
     tool(3, "parser")
     assert json.loads(process.stdout.readline())["id"] == 3
