@@ -281,3 +281,117 @@ def survival(collection: Collection, records: Sequence[Distilled]) -> float:
         if rarest:
             shares.append(sum(t in kept for t in rarest) / len(rarest))
     return float(np.mean(shares))
+
+
+def study_agentlog(c: Collection) -> dict[str, Any]:
+    study = Study(c)
+    whole = num_tokens(c.verbatim)
+    main = distilled(c, Weights())
+    ratio = whole / num_tokens(as_texts(main))
+    layers = {"verbatim": Layer(c, c.verbatim, Bm25Options()), "distilled": Layer(c, as_texts(main), Bm25Options())}
+    arms: dict[str, list[dict[str, Arm]]] = {}
+    for name, layer in layers.items():
+        size = ratio if name == "distilled" else 1.0
+        study.add(f"{name}: keyword, default options", [{"keyword": a} for a in layer.keyword(layer.options)], ["keyword"], size)
+        layer.options = choose_options(layer)
+        arms[name] = layer.arms()
+        for label, chosen in (
+            ("keyword", ["keyword"]), ("vector", ["vector"]), ("hybrid", ["keyword", "vector"]), ("all text arms", TEXT_ARMS),
+            ("all text arms + edited", (*TEXT_ARMS, "edited")),
+        ):  # fmt: skip
+            study.add(f"{name}: {label}", arms[name], chosen, size, options=str(layer.options) if label == "keyword" else "")
+    cross = [
+        {**{f"v:{k}": a for k, a in v.items()}, **{f"d:{k}": a for k, a in d.items()}}
+        for v, d in zip(arms["verbatim"], arms["distilled"], strict=True)
+    ]
+    text = study.best([n for n in study.scores if n.startswith("verbatim") and "edited" not in n])
+    edited = "verbatim: all text arms + edited"
+    study.add("cross: verbatim keyword + distilled vector", cross, ["v:keyword", "d:vector"], 1.0)
+    for label, baseline, chosen in (("all text arms", text, TEXT_ARMS), ("all text arms + edited", edited, (*TEXT_ARMS, "edited"))):
+        start = {f"v:{arm}": w for arm, w in study.weights[baseline].items()}
+        names = [f"v:{a}" for a in chosen] + [f"d:{a}" for a in chosen if a != "edited"]
+        study.add(f"cross: {label}", cross, names, 1.0, start=start)
+    curve(study, layers["distilled"].options, whole, main)
+    for row in study.rows:
+        if row["name"] not in (text, edited):
+            row["baseline"] = edited if "edited" in row["name"] else text
+            row["vs"] = compare(study.scores[row["name"]], study.scores[row["baseline"]], c.tuning)
+    for part in ("held_out", "all"):
+        holm(study.rows, part)
+    started = time.process_time()
+    distilled(c, Weights())
+    return {
+        "documents": len(c.exchanges), "queries": len(c.queries), "tokens": {"verbatim": whole, "distilled": round(whole / ratio)},
+        "distil_per_cpu_second": round(len(c.exchanges) / (time.process_time() - started)),
+        "records_that_break_a_check": sum(bool(violations(e, r)) for e, r in zip(c.exchanges, main, strict=True)),
+        "vocabulary_survival": round(survival(c, main), 4),
+        "best_verbatim_text": text,
+        "best_distilled_text": study.best([n for n in study.scores if n.startswith("distilled") and "edited" not in n]),
+        "rows": study.rows,
+    }  # fmt: skip
+
+
+def curve(study: Study, options: Bm25Options, whole: int, main: Sequence[Distilled]) -> None:
+    """Other budgets, the card's baselines at the main budget, and what single choices are worth (fusion weights of main)."""
+    c = study.collection
+    base = Weights()
+    budgets = [count_tokens(record.text) for record in main]
+    rng = np.random.default_rng(SEED)
+    variants: dict[str, Callable[[], Texts]] = {
+        f"distilled x{f}": lambda f=f: as_texts(distilled(c, replace(base, scale=base.scale * f, least=base.least * f)))
+        for f in (3.6, 2.2, 1.6, 1.25, 0.75, 0.55, 0.4, 0.28)
+    }
+    variants |= {
+        "distilled, same budget for edits and talk": lambda: as_texts(distilled(c, replace(base, changed_files=1.0, scale=base.scale * 1.98))),
+        "distilled, core only": lambda: [("", record.core) for record in main],
+        "truncated to the same budgets": lambda: [("", span(e.text, b, 0)) for e, b in zip(c.exchanges, budgets, strict=True)],
+        "truncated to one budget": lambda: [("", span(e.text, round(float(np.mean(budgets)) * 1.2), 0)) for e in c.exchanges],
+        "random span of the same budgets": lambda: [
+            ("", span(e.text, b, int(rng.integers(0, max(1, len(e.text.split()) - b // 2))))) for e, b in zip(c.exchanges, budgets, strict=True)
+        ],
+    }  # fmt: skip
+    weights = study.weights["distilled: all text arms"]
+    for name, make in variants.items():
+        texts = make()
+        rows = Layer(c, texts, options).arms()
+        ratio = whole / num_tokens(texts)
+        study.add(f"{name}: keyword", rows, ["keyword"], ratio)
+        fused = judged(rows, c, list(weights))
+        study.fixed(f"{name}: all text arms", fused, weights, ratio)
+    for tokenizer in TOKENIZERS:
+        for name, texts in (("verbatim", c.verbatim), ("distilled", as_texts(main))):
+            rows = [{"keyword": a} for a in Layer(c, texts, options, tokenizer).keyword(options)]
+            study.add(f"{name}, tokenizer {tokenizer}: keyword", rows, ["keyword"], whole / num_tokens(texts))
+
+
+def study_locomo(collections: Sequence[Collection], study: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether anything tuned on the coding sessions hurts on talk between two people: same options and weights, nothing re-tuned."""
+    tuned = {row["name"]: row for row in study["rows"]}
+    rows = []
+    whole = sum(num_tokens(c.verbatim) for c in collections)
+    kinds: dict[str, Callable[[Collection], Texts]] = {
+        "verbatim": lambda c: c.verbatim,
+        "distilled": lambda c: as_texts(distilled(c, Weights())),
+        "distilled x0.5": lambda c: as_texts(distilled(c, replace(Weights(), scale=Weights().scale / 2, least=Weights().least / 2))),
+    }
+    for kind, make in kinds.items():
+        texts = [make(c) for c in collections]
+        ratio = whole / sum(map(num_tokens, texts))
+        layer_name = kind.split()[0]
+        options = eval_options(tuned[f"{layer_name}: keyword"]["options"])
+        settings = {
+            "keyword, default options": (Bm25Options(), {"keyword": 1.0}),
+            "keyword, tuned options": (options, {"keyword": 1.0}),
+            "all arms, equal weights": (options, dict.fromkeys(TEXT_ARMS, 1.0)),
+            "all arms, weights of the coding sessions": (options, tuned[f"{layer_name}: all text arms"]["weights"]),
+        }
+        for label, (chosen, weights) in settings.items():
+            scores = []
+            for c, made in zip(collections, texts, strict=True):
+                rows_of = Layer(c, made, chosen).arms()
+                scores.append(measure(judged(rows_of, c, list(weights)), c.relevant, np.array(list(weights.values()))))
+            together = np.concatenate(scores, axis=1)
+            row = {"name": f"{kind}: {label}", "ratio": round(ratio, 2), **means(together, np.zeros(together.shape[1], bool))}
+            rows.append(row)
+            print(f"LoCoMo {row['name']:60s} {ratio:5.2f}x {row['all']}", flush=True)
+    return rows

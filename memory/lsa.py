@@ -1,4 +1,4 @@
-"""Latent semantic analysis in numpy: counts of words and pairs of words, and their directions in a space of few dimensions.
+"""Latent semantic analysis in numpy: words and pairs of words as directions in a space of few dimensions.
 
 The matrix of texts by features, tf / (tf + 1.2) * idf with rows of length 1, is factored by a randomised singular
 value decomposition; a feature's vector is its row among the right singular vectors, so that words of the same texts
@@ -58,7 +58,7 @@ def count_features(texts: Sequence[str], pairs: bool) -> Counts:
     is_start[1:] = (feature[1:] != feature[:-1]) | (row[1:] != row[:-1])
     starts = np.flatnonzero(is_start)
     tf = np.diff(np.append(starts, len(feature))).astype(np.float32)
-    return Counts(row[starts], feature[starts], tf / (tf + _TF_HALF), is_pair[starts])
+    return Counts(row[starts], feature[starts], tf / (tf + np.float32(_TF_HALF)), is_pair[starts])
 
 
 def learn_features(texts: Sequence[str], dim: int, max_features: int) -> Features:
@@ -98,7 +98,7 @@ def random_vectors(features: NDArray[np.uint64], dim: int) -> NDArray[np.float32
 def sum_rows(
     vectors: NDArray[np.float32], at: NDArray[np.int64], weight: NDArray[np.float32], bounds: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """For each i the weighted sum of vectors[at[bounds[i] : bounds[i + 1]]]: a sparse matrix (CSR) times a dense one."""
+    """For each i the weighted sum of vectors[at[bounds[i] : bounds[i + 1]]]: a sparse (CSR) times a dense matrix."""
     out = np.zeros((len(bounds) - 1, vectors.shape[1]), np.float32)
     start = 0
     while start < len(out):

@@ -54,11 +54,9 @@ def test_without_write_it_prints_and_touches_nothing(home: Path, capsys: pytest.
     assert run(["--store", "s.duckdb", "mcp", "install", "--client", "codex", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [c["client"] for c in found["clients"]] == ["codex"]
-    assert tomllib.loads(found["clients"][0]["snippet"])["mcp_servers"]["workbench"]["args"] == [
-        "--store",
-        store,
-        "mcp",
-    ]
+    ours = tomllib.loads(found["clients"][0]["snippet"])["mcp_servers"]["workbench"]
+    assert ours["args"][-3:] == ["--store", store, "mcp"]
+    assert [ours["command"], *ours["args"]] == found["command"]
     assert Path(found["command"][0]).is_absolute()
 
 
@@ -230,7 +228,8 @@ def test_toml_is_appended_after_what_is_there(newline: str, ending: str) -> None
     text = ("a = 1\n[b]\nc = 'd'" + ending).replace("\n", newline)
     after = edited(text)
     assert after.startswith(text)
-    assert tomllib.loads(after) == {"a": 1, "b": {"c": "d"}, "mcp_servers": {"workbench": {"command": COMMAND[0], "args": COMMAND[1:]}}}  # fmt: skip
+    ours = {"command": COMMAND[0], "args": COMMAND[1:]}
+    assert tomllib.loads(after) == {"a": 1, "b": {"c": "d"}, "mcp_servers": {"workbench": ours}}
     if newline == "\r\n" and "\r\n" in text:
         assert after.count("\n") == after.count("\r\n")
 
@@ -260,7 +259,7 @@ def test_toml_edits_change_our_entry_and_nothing_else(
     tables = [table(name, values) + "# between\n\n" for name, values in servers.items()]
     if ours is not None:
         tables.insert(at, table("workbench", ours))
-    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in top.items()) + "".join(tables)
+    text = lines(top) + "".join(tables)
     after = edited(text)
     wanted = {**(ours or {}), "command": COMMAND[0], "args": COMMAND[1:]}
     assert tomllib.loads(after) == {**top, "mcp_servers": {**servers, "workbench": wanted}}
