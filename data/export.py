@@ -53,11 +53,14 @@ def to_parquet(store: Store, folder: Path, names: Iterable[str] | None = None) -
         for name in names or tables(store.con):
             batches = reader(store.con, name)
             partial, count = folder / f"{name}.parquet.partial", 0
-            with pq.ParquetWriter(partial, batches.schema, compression="zstd") as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-                    count += batch.num_rows
-            partial.rename(folder / f"{name}.parquet")
+            try:
+                with pq.ParquetWriter(partial, batches.schema, compression="zstd") as writer:
+                    for batch in batches:
+                        writer.write_batch(batch)
+                        count += batch.num_rows
+                partial.rename(folder / f"{name}.parquet")
+            finally:
+                partial.unlink(missing_ok=True)
             rows[name] = count
     return rows
 

@@ -1,8 +1,9 @@
-"""ingest: sources in, conversations in the store; incremental, interruptible, in transactions of whole conversations."""
+"""ingest: sources in, conversations in the store; incremental, interruptible, whole conversations at a time."""
 
 from __future__ import annotations
 
 import errno
+import lzma
 import time
 import zipfile
 import zlib
@@ -93,7 +94,7 @@ def ingest(
     """
     if format is not None and format not in importers.IMPORTERS:
         raise InputError(f"No format is called {format!r}. Known: {', '.join(importers.IMPORTERS)}.")
-    return _Ingest(store, format, on_change).run(find(list(paths)), progress)
+    return _Ingest(store, format, on_change).run(find(list(paths), store.path), progress)
 
 
 class _Ingest:
@@ -129,7 +130,7 @@ class _Ingest:
 
     def _known(self, batch: list[Found]) -> dict[str, _Known]:
         rows = self.store.con.execute(
-            "SELECT source_id, format, size_bytes, mtime_ns, bytes_read, fingerprint, session FROM sources "
+            "SELECT source_id, format, size_bytes, mtime_ns, bytes_read, fingerprint, session, skipped FROM sources "
             "WHERE source_id IN (SELECT unnest($1::VARCHAR[]))",
             [[digest("source", found.path) for found in batch]],
         ).fetchall()
@@ -143,15 +144,20 @@ class _Ingest:
             if known.format is None:
                 self.report.not_logs.append(found.path)
             return
-        start = known.bytes_read if known and _only_grew(found, known) else 0
+        grew = known and self.format in (None, known.format) and _only_grew(found, known)
+        start = known.bytes_read if known and grew else 0
         try:
             with opened(found, start) as stream:
                 self._read(found, source_id, stream, start, known)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except FileNotFoundError:  # it went after it was found
+            return
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
             if found.file is None or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                 raise
             self._begin(found, source_id, self.format or "")
-            self._quarantine(unreadable(0, b"", f"cannot be read further: {error}"))
+            # Unfinished, and of size -1: it is tried again by the next run, which may find it repaired.
+            self._quarantine(unreadable(0, b"", f"cannot be read further: {error}", unfinished=True))
+            self._remember(found, source_id, None, 0, None, size_bytes=-1)
 
     def _read(self, found: Found, source_id: str, stream: BinaryIO, start: int, known: _Known | None) -> None:
         format, session = (known.format, orjson.loads(known.session or "null")) if start and known else (None, None)
@@ -169,10 +175,12 @@ class _Ingest:
         if known:
             self.store.con.execute("DELETE FROM quarantine WHERE source_id = ? AND unfinished", [source_id])
         source = Source(found.path, stream, start, session)
+        self._skipped_before = Counter(orjson.loads(known.skipped or "{}")) if start and known else Counter[str]()
+        self._counted_to = start
         unfinished_at = self._records(found, source_id, format, source)
         read = (found.size_bytes or source.offset) if not source.by_lines else source.offset
         self.report.bytes_read += read - start
-        self._uncommitted_bytes += read - start
+        self._uncommitted_bytes += read - self._counted_to
         self.report.skipped.update(source.skipped)
         end = source.offset if unfinished_at is None else unfinished_at
         self._remember(found, source_id, format, end if source.by_lines else 0, source)
@@ -194,12 +202,13 @@ class _Ingest:
                 }
                 writer.conversation(record)
             elif isinstance(record, Checkpoint):
-                if self._due(source.offset - source.start):
+                if self._due(source.offset - self._counted_to):
                     # The size -1 says that the file was not read to its end: the next run goes on here.
                     resume_at = record.offset if source.by_lines and record.offset is not None else 0
                     self._remember(found, source_id, format, resume_at, source, size_bytes=-1)
                     self._commit()
                     self._begin(found, source_id, format)
+                    self._counted_to = max(source.offset, source.start)
             else:
                 self._quarantine(record)
                 if record.unfinished:
@@ -231,7 +240,7 @@ class _Ingest:
             source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
             bytes_read, _fingerprint(found, bytes_read),
             orjson.dumps(source.session).decode() if source and bytes_read else None,
-            orjson.dumps(dict(source.skipped)).decode() if source else None,
+            orjson.dumps(dict(self._skipped_before + source.skipped)).decode() if source else None,
         )  # fmt: skip
 
     def _store_sources(self) -> None:
@@ -315,6 +324,7 @@ class _Known:
     bytes_read: int
     fingerprint: str
     session: str | None
+    skipped: str | None
 
 
 def _only_grew(found: Found, known: _Known) -> bool:

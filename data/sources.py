@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from workbench.data.importers.base import HEAD_BYTES, Probe
-from workbench.errors import InputError, MissingExtra
+from workbench.errors import InputError
 
 #: A log may begin with lines larger than HEAD_BYTES; the probe reads on until it has a whole one, up to this.
 MAX_HEAD_BYTES = 8 << 20
@@ -52,8 +53,11 @@ class Found:
     seekable: bool = False
 
 
-def find(paths: list[str]) -> Iterator[Found]:
+def find(paths: list[str], store: Path | None = None) -> Iterator[Found]:
     """All sources below the given paths in a stable order; "-" is standard input.
+
+    Args: store: what lies beside it under its name is passed over: to open and close the file of a store that this
+        process has open would give up its lock (POSIX).
 
     Raises: InputError for a path that does not exist or a zip that cannot be opened.
     """
@@ -63,7 +67,9 @@ def find(paths: list[str]) -> Iterator[Found]:
             continue
         path = Path(given).expanduser()
         if path.is_dir():
-            yield from _find_in_folder(path)
+            yield from _find_in_folder(path, store.resolve() if store else None)
+        elif store and path.exists() and store.exists() and path.samefile(store):
+            raise InputError(f"{given} is the store itself. Give a log file, a folder of logs, a zip, or - for stdin.")
         elif path.exists():
             yield from _find_in_file(path, required=True)
         else:
@@ -72,13 +78,18 @@ def find(paths: list[str]) -> Iterator[Found]:
             )
 
 
-def _find_in_folder(folder: Path) -> Iterator[Found]:
+def _find_in_folder(folder: Path, store: Path | None) -> Iterator[Found]:
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS)
+        own = store.name if store and Path(root).resolve() == store.parent else None
+        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not _belongs_to(f, own))
         for name in sorted(names):
             path = Path(root, name)
-            if path.suffix.lower() not in SKIPPED_SUFFIXES and path.is_file():
+            if path.suffix.lower() not in SKIPPED_SUFFIXES and not _belongs_to(name, own) and path.is_file():
                 yield from _find_in_file(path, required=False)
+
+
+def _belongs_to(name: str, store: str | None) -> bool:
+    return store is not None and (name == store or name.startswith(store + "."))
 
 
 def _find_in_file(path: Path, required: bool) -> Iterator[Found]:
@@ -86,11 +97,14 @@ def _find_in_file(path: Path, required: bool) -> Iterator[Found]:
         stat = path.stat()
         with path.open("rb") as f:
             magic = f.read(4)
+    except FileNotFoundError:  # it went while the folder was being listed
+        return
     except OSError as error:
-        if not required:
-            return
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    shown = str(path.resolve())
+        if required:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        yield Found(_shown(path), path)  # reading it says why
+        return
+    shown = _shown(path)
     if magic != b"PK\x03\x04":
         plain = magic[:2] != b"\x1f\x8b" and magic != b"\x28\xb5\x2f\xfd"
         yield Found(shown, path, None, stat.st_size, stat.st_mtime_ns, plain)
@@ -98,26 +112,44 @@ def _find_in_file(path: Path, required: bool) -> Iterator[Found]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and m.file_size]
-    except zipfile.BadZipFile as error:
-        raise InputError(
-            f"{path} is a damaged zip: {error}. Unpack what can be saved and ingest the folder."
-        ) from error
+    except _ZIP_ERRORS as error:
+        if required:
+            raise InputError(
+                f"{path} is a damaged zip: {error}. Unpack what can be saved and ingest the folder."
+            ) from error
+        yield Found(shown, path, None, stat.st_size, stat.st_mtime_ns)  # reading it says why
+        return
     for member in sorted(members, key=lambda m: m.filename):
         if Path(member.filename).suffix.lower() not in SKIPPED_SUFFIXES:
             yield Found(f"{shown}!/{member.filename}", path, member.filename, member.file_size, stat.st_mtime_ns)
+
+
+#: What zipfile raises on a damaged directory.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, EOFError, OSError)
+
+
+def _shown(path: Path) -> str:
+    """The absolute path; bytes that are no UTF-8 are escaped, because the store and JSON hold text."""
+    return os.fsencode(path.resolve()).decode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def opened(found: Found, start: int = 0) -> Iterator[BinaryIO]:
     """The decompressed bytes of a source from `start` on.
 
-    Raises: OSError (also for damaged compression), MissingExtra for .zst without the zstandard package.
+    Raises: OSError, also for damaged compression, an encrypted member, and .zst without the zstandard package; while
+        reading also EOFError, zlib.error, lzma.LZMAError and zipfile.BadZipFile.
     """
     if found.file is None:
         yield sys.stdin.buffer
     elif found.member is not None:
-        with zipfile.ZipFile(found.file) as archive, archive.open(found.member) as stream:
-            yield cast(BinaryIO, stream)
+        with zipfile.ZipFile(found.file) as archive:
+            try:
+                stream = archive.open(found.member)
+            except (*_ZIP_ERRORS, RuntimeError, KeyError) as error:
+                raise OSError(f"damaged or encrypted member of a zip: {error}") from error
+            with stream:
+                yield cast(BinaryIO, stream)
     else:
         with found.file.open("rb") as plain:
             magic = plain.read(4)
@@ -126,17 +158,38 @@ def opened(found: Found, start: int = 0) -> Iterator[BinaryIO]:
                 with gzip.open(plain) as stream:
                     yield cast(BinaryIO, stream)
             elif magic == b"\x28\xb5\x2f\xfd":
-                yield _zstd(plain, found.path)
+                yield _zstd(plain)
+            elif magic == b"PK\x03\x04":
+                raise OSError("the zip is damaged: its directory cannot be read")
             else:
                 yield plain
 
 
-def _zstd(plain: BinaryIO, path: str) -> BinaryIO:
+def _zstd(plain: BinaryIO) -> BinaryIO:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingExtra(f"{path} is zstd-compressed: pip install zstandard, or decompress it first.") from error
-    return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(plain))
+        raise OSError("it is zstd-compressed: pip install zstandard, or decompress it first") from error
+    stream = zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
+    return cast(BinaryIO, io.BufferedReader(_Zstd(stream, zstandard.ZstdError), 1 << 18))
+
+
+class _Zstd(io.RawIOBase):
+    """Decompressed bytes; damage is an OSError, as it is for gzip."""
+
+    def __init__(self, stream: BinaryIO, error: type[Exception]) -> None:
+        self._stream, self._error = stream, error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            chunk = self._stream.read(len(buffer))
+        except self._error as error:
+            raise OSError(f"damaged zstd: {error}") from error
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 def probe(stream: BinaryIO) -> tuple[Probe, BinaryIO]:

@@ -46,18 +46,18 @@ def assign_threads(nodes: list[Node], active_leaf: str | None = None) -> list[st
     for i in main:
         # Up to a node whose thread is known (a parent may stand behind its children), then down again.
         way: list[int] = []
-        node: int | None = i
-        while node is not None and node not in resolved:
-            resolved.add(node)  # ends the walk in a cycle of a broken log, too
-            way.append(node)
-            node = parents[node]
-        for node in reversed(way):
-            parent = parents[node]
+        at: int | None = i
+        while at is not None and at not in resolved:
+            resolved.add(at)  # ends the walk in a cycle of a broken log, too
+            way.append(at)
+            at = parents[at]
+        for j in reversed(way):
+            parent = parents[j]
             inherited = threads[parent] if parent is not None else ""
             if inherited:
-                threads[node] = inherited
-            elif nodes[node].speaks:
-                threads[node] = f"branch:{nodes[node].native_id}"
+                threads[j] = inherited
+            elif nodes[j].speaks:
+                threads[j] = f"branch:{nodes[j].native_id}"
     return threads
 
 

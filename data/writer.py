@@ -1,4 +1,4 @@
-"""Writes what importers yield into the store: batched through Arrow, merged, deduplicated, in the caller's transaction.
+"""Writes what importers yield into the store: batched in columns, merged, deduplicated, in the caller's transaction.
 
 Records are buffered and inserted with one statement a table and batch. Ids are content hashes, so what is there
 already is recognised and left out. Ids are no primary keys: DuckDB's indexes would cost more on insert than looking
@@ -7,51 +7,41 @@ does, because only conversations that are stored already need a look, and `seq` 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
 import duckdb
 import orjson
-import pyarrow as pa
 
+from workbench.data.columns import Kind, insert_rows, registered, valid
 from workbench.data.records import Conversation, Message, Unreadable, conversation_id, digest
 from workbench.data.threads import Node, assign_threads
 
 BATCH_BYTES = 8 << 20
 BATCH_MESSAGES = 4000
 
-_MESSAGE_SCHEMA = pa.schema(
-    [
-        ("seq", pa.int64()), ("conversation_id", pa.string()), ("role", pa.string()), ("native_id", pa.string()),
-        ("parent_native_id", pa.string()), ("agent_id", pa.string()), ("created_at", pa.timestamp("us", tz="UTC")),
-        ("model", pa.string()), ("tokens_in", pa.int64()), ("tokens_out", pa.int64()), ("tokens_cached", pa.int64()),
-        ("source_id", pa.string()), ("source_offset", pa.int64()), ("source_length", pa.int64()), ("meta", pa.string()),
-        ("thread", pa.string()), ("ply", pa.int32()), ("message_id", pa.string()),
-    ]
-)  # fmt: skip
-_TOKENS = tuple(_MESSAGE_SCHEMA.get_field_index(name) for name in ("tokens_in", "tokens_out", "tokens_cached"))
-_META = _MESSAGE_SCHEMA.get_field_index("meta")
-_PART_SCHEMA = pa.schema(
-    [
-        ("seq", pa.int64()), ("message_id", pa.string()), ("conversation_id", pa.string()), ("ordinal", pa.int32()),
-        ("kind", pa.string()), ("text", pa.string()), ("name", pa.string()), ("call_id", pa.string()),
-        ("is_error", pa.bool_()), ("data", pa.string()), ("part_id", pa.string()),
-    ]
-)  # fmt: skip
-_CONVERSATION_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in (
-            "conversation_id", "format", "session_id", "agent", "project", "title", "model", "parent_session_id",
-            "active_leaf")),
-        ("started_at", pa.timestamp("us", tz="UTC")), ("ended_at", pa.timestamp("us", tz="UTC")),
-        ("source_id", pa.string()), ("path", pa.string()), ("first_seq", pa.int64()), ("num_messages", pa.int64()),
-        ("meta", pa.string()),
-    ]
-)  # fmt: skip
+_MESSAGES: dict[str, Kind] = {
+    "seq": "int", "conversation_id": "valid", "role": "text", "native_id": "text", "parent_native_id": "text",
+    "agent_id": "text", "created_at": "time", "model": "text", "tokens_in": "int", "tokens_out": "int",
+    "tokens_cached": "int", "source_id": "valid", "source_offset": "int", "source_length": "int", "meta": "valid",
+    "thread": "text", "ply": "int", "message_id": "valid",
+}  # fmt: skip
+_TOKENS = tuple(map(list(_MESSAGES).index, ("tokens_in", "tokens_out", "tokens_cached")))
+_META = list(_MESSAGES).index("meta")
+_PARTS: dict[str, Kind] = {
+    "seq": "int", "message_id": "valid", "conversation_id": "valid", "ordinal": "int", "kind": "text", "text": "valid",
+    "name": "text", "call_id": "text", "is_error": "bool", "data": "valid", "part_id": "valid",
+}  # fmt: skip
+_CONVERSATIONS: dict[str, Kind] = {
+    "conversation_id": "valid", "format": "text", "session_id": "text", "agent": "text", "project": "text",
+    "title": "text", "model": "text", "parent_session_id": "text", "active_leaf": "text", "started_at": "time",
+    "ended_at": "time", "source_id": "valid", "path": "text", "first_seq": "int", "num_messages": "int",
+    "meta": "valid",
+}  # fmt: skip
 
 
 @dataclass
@@ -127,16 +117,18 @@ class Writer:
             self.conversation(Conversation(record.session_id))
             cid = self._cids[record.session_id]
         self._seq += 1
-        rows = self._part_rows(record)
-        contents = [f"{row[0]}\0{row[1]}\0{row[3]}\0{row[5]}" for row in rows]
+        rows, contents = self._part_rows(record)
+        scope = cid.encode()
+        native_id = record.native_id.encode("utf-8", "replace")
         if record.merge:
-            mid = _hash(cid, record.native_id)
-            keys = [_hash(part.key, content)[:10] for part, content in zip(record.parts, contents, strict=True)]
+            mid = _hash(scope, native_id)
+            keys = [_hash(part.key.encode("utf-8", "replace"), content)[:10]
+                    for part, content in zip(record.parts, contents, strict=True)]
         else:
-            mid = _hash(cid, "\0".join((record.native_id, record.role, *contents)))
-            keys = [str(i) for i in range(len(rows))]
-        for i, row in enumerate(rows):
-            self._parts.setdefault(f"{mid}.{keys[i]}", (self._seq, mid, cid, i, *row))
+            mid = _hash(scope, native_id, record.role.encode("utf-8", "replace"), *contents)
+            keys = range(len(rows))
+        for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            self._parts.setdefault(f"{mid}.{key}", (self._seq, mid, cid, i, *row))
         known = self._messages.get(mid)
         if known is None:
             self._messages[mid] = [
@@ -154,14 +146,20 @@ class Writer:
         if self._bytes > BATCH_BYTES or len(self._messages) >= BATCH_MESSAGES:
             self.flush()
 
-    def _part_rows(self, record: Message) -> list[tuple[Any, ...]]:
-        """(kind, text, name, call_id, is_error, data) of each part."""
-        rows = []
+    def _part_rows(self, record: Message) -> tuple[list[tuple[Any, ...]], list[bytes]]:
+        """(kind, text, name, call_id, is_error, data) of each part, and what its content hash is made of."""
+        rows, contents = [], []
         for part in record.parts:
-            data = None if part.data is None else _dumps(part.data)
-            self._bytes += len(part.text) + (len(data) if data else 0)
-            rows.append((part.kind, part.text, part.name, part.call_id, part.is_error, data))
-        return rows
+            text, data = part.text, None if part.data is None else _dumps(part.data)
+            content = f"{part.kind}\0{text}\0{part.call_id}\0{data}"
+            try:
+                encoded = content.encode()
+            except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold
+                text, encoded = valid(text), valid(content).encode()
+            self._bytes += len(encoded)
+            rows.append((part.kind, text, part.name, part.call_id, part.is_error, data))
+            contents.append(encoded)
+        return rows, contents
 
     def quarantine(self, record: Unreadable) -> None:
         """Keeps what could not be read: source, place, reason, bytes. The same entry is kept once."""
@@ -191,8 +189,8 @@ class Writer:
         parts = [(*row, pid) for pid, row in self._parts.items()]
         self.written.messages_added += len(rows)
         self._clear_batch()
-        _insert(self.con, "messages", rows, _MESSAGE_SCHEMA)
-        _insert(self.con, "parts", parts, _PART_SCHEMA)
+        insert_rows(self.con, "messages", _MESSAGES, rows)
+        insert_rows(self.con, "parts", _PARTS, parts)
 
     def _leave_out_known(self, cids: list[str], first_seq: int) -> None:
         """Takes what the store has already out of the batch; brings token counts of known messages up to date."""
@@ -280,10 +278,7 @@ class Writer:
                 (cid, o.format, r.session_id, r.agent, r.project, r.title, r.model, r.parent_session_id, r.active_leaf,
                  started or r.started_at, ended, o.source_id, o.path, first_seq, count, _json(r.meta))
             )  # fmt: skip
-        if rows:
-            self.con.register("new_conversations", _table(rows, _CONVERSATION_SCHEMA))
-            self.con.execute("INSERT INTO conversations SELECT * FROM new_conversations")
-            self.con.unregister("new_conversations")
+        insert_rows(self.con, "conversations", _CONVERSATIONS, rows)
 
     def _update_conversation(self, cid: str, facts: tuple[Any, ...] | None) -> bool:
         """Adds what is newly known to a stored conversation; False if it stays as it was."""
@@ -326,20 +321,18 @@ class Writer:
         moved: list[tuple[str, str]] = []
         for cid, group in groupby(rows, key=lambda row: row[0]):
             members = list(group)
-            nodes = [Node(*row[1:5], row[7]) for row in members]
+            nodes = [Node(row[1], row[2], row[3], row[4], row[7]) for row in members]
             threads = assign_threads(nodes, self._open[cid].record.active_leaf or leaves.get(cid))
             before = len(moved)
             moved += [(row[6], new) for row, new in zip(members, threads, strict=True) if row[5] != new]
             if len(moved) > before:
                 self.written.touched.add(cid)
         if moved:
-            table = pa.table({"message_id": [m[0] for m in moved], "thread": [m[1] for m in moved]})
-            self.con.register("moved_threads", table)
-            self.con.execute(
-                "UPDATE messages SET thread = t.thread FROM moved_threads t "
-                "WHERE messages.seq >= ? AND messages.message_id = t.message_id", [first_seq]
-            )  # fmt: skip
-            self.con.unregister("moved_threads")
+            with registered(self.con, "moved_threads", {"message_id": "valid", "thread": "text"}, moved):
+                self.con.execute(
+                    "UPDATE messages SET thread = t.thread FROM moved_threads t "
+                    "WHERE messages.seq >= ? AND messages.message_id = t.message_id", [first_seq]
+                )  # fmt: skip
 
 
 def _json(value: dict[str, Any] | None) -> str | None:
@@ -369,30 +362,5 @@ def _json_text(value: Any) -> str:
         sys.setrecursionlimit(limit)
 
 
-def _hash(scope: str, text: str) -> str:
-    h = hashlib.sha256(scope.encode("utf-8", "replace"))
-    h.update(b"\0")
-    h.update(text.encode("utf-8", "replace"))
-    return h.hexdigest()[:20]
-
-
-def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    return pa.Table.from_arrays([_array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-
-
-def _array(column: tuple[Any, ...], type: pa.DataType) -> pa.Array:
-    try:
-        return pa.array(column, type=type)
-    except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold
-        return pa.array([v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in column], type=type)
-
-
-def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]], schema: pa.Schema) -> None:
-    if not rows:
-        return
-    con.register("batch", _table(rows, schema))
-    try:
-        con.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch")
-    finally:
-        con.unregister("batch")
+def _hash(*fields: bytes) -> str:
+    return sha256(b"\0".join(fields)).hexdigest()[:20]

@@ -1,8 +1,8 @@
 """Dense search: vectors in DuckDB, exact inner products over a memory-mapped matrix that is derived from them.
 
 A space is the vectors of one layer under one embedding model. Its matrix stands in two files in a folder beside the
-store: `<space>.f32` (rows of float32, only ever appended to) and `<space>.rows` (which doc each row is; replaced as a
-whole). They are brought up to date when a search finds them behind, and may be deleted at any time; where they cannot
+store: `<space>.<generation>.f32` (rows of float32, only ever appended to) and `<space>.rows` (which doc each row is;
+replaced as a whole). They are brought up to date when a search finds them behind, and may be deleted at any time; where they cannot
 be read or written, the vectors are read from DuckDB. Both ways give the same numbers.
 
 `add` and `remove` neither begin nor commit a transaction: the caller's makes text and vectors one.
@@ -10,8 +10,9 @@ be read or written, the vectors are read from DuckDB. Both ways give the same nu
 
 from __future__ import annotations
 
-import contextlib
 import os
+import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,9 +27,10 @@ from workbench.memory.fusion import Arm, top
 from workbench.memory.postings import fetch, next_revision
 
 _READ_AT_ONCE = 100_000  # vectors taken out of DuckDB at once: with 256 dimensions 50 MB
+_ROWS_AT_ONCE = 8_192
 _DEAD_SHARE = 0.25  # a matrix file with more rows of removed documents is written anew
 _MAGIC = 0x776256454354_0001
-_HEADER = np.dtype([("magic", "<i8"), ("revision", "<i8"), ("rows", "<i8"), ("dim", "<i8")])
+_HEADER = np.dtype([(name, "<i8") for name in ("magic", "revision", "generation", "rows", "dim", "checksum")])
 _ROW = np.dtype([("doc", "<i4"), ("revision", "<i8")])  # doc -1: the document is gone
 # Products in float32 err by less than this for vectors of length 1; nearer ones are compared in float64.
 _FLOAT32_ERROR = 1e-5
@@ -152,7 +154,8 @@ class DenseIndex:
             n: at most so many; None for all.
             allowed: only these docs; None for all.
 
-        Returns: (docs, scores), parallel arrays; scores are products of the stored float16 values, in float64.
+        Returns: (docs, scores), parallel arrays; scores are products with the stored float16 values, in float64.
+            Nothing for a query of zeros, in which the model saw nothing.
 
         Raises: NotFound if there are no vectors; InputError if the query has another dim.
         """
@@ -160,20 +163,23 @@ class DenseIndex:
         query = np.asarray(vector, np.float32)
         if query.shape != (self._matrix.shape[1],):
             raise InputError(f"the query has shape {query.shape}, the vectors {self._matrix.shape[1]} dimensions")
+        if not query.any():
+            return top(np.empty(0, np.int32), np.empty(0), n)
         docs = self._rows["doc"]
         usable = docs >= 0
         if allowed is not None:
             usable &= np.isin(docs, allowed)
         chosen = np.flatnonzero(usable)
-        if 4 * len(chosen) < len(docs):
-            products = self._matrix[chosen] @ query
-        else:
-            products = (self._matrix @ query)[chosen]
+        few = 4 * len(chosen) < len(docs)
+        products = self._matrix[chosen] @ query if few else (self._matrix @ query)[chosen]
         if n is not None and n < len(chosen):
             last = np.partition(products, len(products) - n)[len(products) - n] if n > 0 else np.inf
             chosen = chosen[products >= last - _FLOAT32_ERROR]
         # Sums row by row, so that equal vectors have equal scores whatever BLAS made of them.
-        exact = np.einsum("ij,j->i", self._matrix[chosen].astype(np.float64), query.astype(np.float64))
+        exact, wide = np.empty(len(chosen)), query.astype(np.float64)
+        for start in range(0, len(chosen), _ROWS_AT_ONCE):
+            some = self._matrix[chosen[start : start + _ROWS_AT_ONCE]].astype(np.float64)
+            exact[start : start + len(some)] = np.einsum("ij,j->i", some, wide)
         return top(docs[chosen], exact, n)
 
 
@@ -230,63 +236,93 @@ def _mapped(
     # The matrix file, brought up to date; None where there is no folder or it cannot be written.
     if folder is None:
         return None
-    stem = f"{space.id}-{blake2b(f'{space.layer}\n{space.model}'.encode(), digest_size=6).hexdigest()}"
-    index, matrix = folder / f"{stem}.rows", folder / f"{stem}.f32"
-    rows, revision = _read_index(index, matrix, space.dim)
-    if revision != space.revision:
+    digest = blake2b("\n".join((space.layer, space.model)).encode(), digest_size=6).hexdigest()
+    stem = folder / f"{space.id}-{digest}"
+    header, rows = _read_index(stem, space.dim)
+    if header["revision"] != space.revision or not _agrees(con, space, stem, header, rows):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rows = _bring_up_to_date(con, space, rows, index, matrix)
+            header, rows = _bring_up_to_date(con, space, stem, header, rows)
         except OSError:
             return None
-    if not len(rows):
-        return None
-    with contextlib.suppress(OSError, ValueError):
-        return rows, np.memmap(matrix, "<f4", "r", shape=(len(rows), space.dim))
-    return None
+    matrix = _open_matrix(stem, header)
+    return None if matrix is None else (rows, matrix)
 
 
-def _read_index(index: Path, matrix: Path, dim: int) -> tuple[NDArray[np.void], int]:
-    # Rows and the space's revision when they were written; no rows and -1 if the files are no pair that can be used.
+def _index_path(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}.rows")
+
+
+def _matrix_path(stem: Path, header: np.void) -> Path:
+    return stem.with_name(f"{stem.name}.{header['generation']}.f32")
+
+
+def _open_matrix(stem: Path, header: np.void) -> NDArray[np.float32] | None:
+    shape = (int(header["rows"]), int(header["dim"]))
+    if not shape[0]:
+        return np.empty(shape, np.float32)
     try:
-        content, size = index.read_bytes(), matrix.stat().st_size
-    except OSError:
-        return np.empty(0, _ROW), -1
-    if len(content) < _HEADER.itemsize:
-        return np.empty(0, _ROW), -1
-    header = np.frombuffer(content, _HEADER, 1)[0]
-    body = content[_HEADER.itemsize :]
+        return np.asarray(np.memmap(_matrix_path(stem, header), "<f4", "r", shape=shape))
+    except (OSError, ValueError):
+        return None
+
+
+def _new_header(dim: int) -> np.void:
+    return np.array([(_MAGIC, -1, -1, 0, dim, 0)], _HEADER)[0]
+
+
+def _read_index(stem: Path, dim: int) -> tuple[np.void, NDArray[np.void]]:
+    # What the files hold; nothing, at revision -1, if they are missing, cut off or damaged.
+    nothing = _new_header(dim), np.empty(0, _ROW)
+    try:
+        content = _index_path(stem).read_bytes()
+        header, body = np.frombuffer(content, _HEADER, 1)[0], content[_HEADER.itemsize :]
+        size = _matrix_path(stem, header).stat().st_size
+    except (OSError, ValueError):
+        return nothing
     whole = len(body) == header["rows"] * _ROW.itemsize and size >= header["rows"] * dim * 4
-    if header["magic"] != _MAGIC or header["dim"] != dim or not whole:
-        return np.empty(0, _ROW), -1
-    return np.frombuffer(body, _ROW).copy(), int(header["revision"])
+    if header["magic"] != _MAGIC or header["dim"] != dim or not whole or header["checksum"] != zlib.crc32(body):
+        return nothing
+    return header, np.frombuffer(body, _ROW).copy()
+
+
+def _agrees(con: duckdb.DuckDBPyConnection, space: Space, stem: Path, header: np.void, rows: NDArray[np.void]) -> bool:
+    # Compares two rows with the store: a checksum over all would cost more than the search.
+    alive, matrix = np.flatnonzero(rows["doc"] >= 0), _open_matrix(stem, header)
+    if matrix is None:
+        return False
+    samples = alive[[0, -1]] if len(alive) else alive
+    return all(np.array_equal(_read_vectors(con, space, rows["doc"][[at]]), matrix[[at]]) for at in samples)
 
 
 def _bring_up_to_date(
-    con: duckdb.DuckDBPyConnection, space: Space, rows: NDArray[np.void], index: Path, matrix: Path
-) -> NDArray[np.void]:
-    # A row is known by its doc and the revision that added it.
+    con: duckdb.DuckDBPyConnection, space: Space, stem: Path, header: np.void, rows: NDArray[np.void]
+) -> tuple[np.void, NDArray[np.void]]:
+    # A row is known by its doc and the revision that added it. Readers of the old index never look at what is appended
+    # beyond its rows; a matrix that is written anew is a new file, of another generation.
     now = _read_rows(con, space)
     at = np.minimum(np.searchsorted(now["doc"], rows["doc"]), len(now) - 1)
     kept = now[at] == rows if len(now) else np.zeros(len(rows), bool)
-    rows["doc"][~kept] = -1
-    new = np.ones(len(now), bool)
-    new[at[kept]] = False
-    anew = np.count_nonzero(~kept) > _DEAD_SHARE * len(now)
+    old = _matrix_path(stem, header)
+    anew = header["revision"] in (-1, space.revision) or np.count_nonzero(~kept) > _DEAD_SHARE * len(now)
+    header = _new_header(space.dim) if anew else header.copy()
     if anew:
-        rows, new[:] = rows[:0], True
-    added = now[new]
-    # Readers of the old index never look beyond its rows; a matrix that is written anew gets a new file.
-    target = matrix.with_suffix(f".f32.{os.getpid()}") if anew else matrix
-    with open(target, "wb" if anew or not len(rows) else "r+b") as file:
+        rows, added = rows[:0], now
+        header["generation"] = time.time_ns()
+    else:
+        rows["doc"][~kept] = -1
+        is_new = np.ones(len(now), bool)
+        is_new[at[kept]] = False
+        added = now[is_new]
+    with open(_matrix_path(stem, header), "wb" if anew else "r+b") as file:
         file.seek(len(rows) * space.dim * 4)
         for start in range(0, len(added), _READ_AT_ONCE):
             file.write(_read_vectors(con, space, added["doc"][start : start + _READ_AT_ONCE]).astype("<f4").tobytes())
     rows = np.concatenate([rows, added])
-    header = np.array([(_MAGIC, space.revision, len(rows), space.dim)], _HEADER)
-    fresh = index.with_suffix(f".rows.{os.getpid()}")
+    header["revision"], header["rows"], header["checksum"] = space.revision, len(rows), zlib.crc32(rows.tobytes())
+    fresh = stem.with_name(f"{stem.name}.{os.getpid()}.part")
     fresh.write_bytes(header.tobytes() + rows.tobytes())
+    os.replace(fresh, _index_path(stem))
     if anew:
-        os.replace(target, matrix)
-    os.replace(fresh, index)
-    return rows
+        old.unlink(missing_ok=True)
+    return header, rows

@@ -85,7 +85,8 @@ def num_pending(con: duckdb.DuckDBPyConnection, distiller: str) -> int:
     """How many exchanges have no up-to-date record by this distiller."""
     row = con.execute(
         "SELECT count(*) FROM exchanges e ANTI JOIN "
-        "(SELECT exchange_id, content_hash FROM memories WHERE distiller = ?) m USING (exchange_id, content_hash)", [distiller]
+        "(SELECT exchange_id, content_hash FROM memories WHERE distiller = ?) m USING (exchange_id, content_hash)",
+        [distiller],
     ).fetchone()  # fmt: skip
     return int(row[0]) if row else 0
 
@@ -126,6 +127,7 @@ class _Run:
         self.report = DistillReport(distiller.name)
         self.docs: dict[str, tuple[int, int]] = {}
         self._batch: list[tuple[Exchange, Distilled]] = []
+        self._handed_over = False
         self._committed_at = time.monotonic()
 
     def take(self, exchange: Exchange, record: Distilled | Failed) -> None:
@@ -147,6 +149,8 @@ class _Run:
         batch, self._batch = self._batch, []
         if batch:
             with self.store.transaction() as con:
+                if self._handed_over:
+                    batch = self._still_there(con, batch)
                 added = _insert(con, self.name, batch)
                 docs = [self.docs.pop(exchange.exchange_id) for exchange, _ in batch]
                 if self.on_memories:
@@ -154,10 +158,29 @@ class _Run:
             self.report.memories_added += len(batch)
             self.report.verbatim_tokens += sum(d[1] for d in docs)
             self.report.memory_tokens += added
-        self.store.hand_over()
+        self._handed_over |= self.store.hand_over()
         self._committed_at = time.monotonic()
         if self.progress:
             self.progress(self.report)
+
+    def _still_there(
+        self, con: duckdb.DuckDBPyConnection, batch: list[tuple[Exchange, Distilled]]
+    ) -> list[tuple[Exchange, Distilled]]:
+        """The records whose exchange is as it was when it was read: another process may have had the store since."""
+        rows = con.execute(
+            "SELECT exchange_id, content_hash, seq, num_tokens FROM exchanges "
+            "WHERE exchange_id IN (SELECT unnest($1::VARCHAR[]))", [[exchange.exchange_id for exchange, _ in batch]]
+        ).fetchall()  # fmt: skip
+        now = {(eid, content_hash): (seq, tokens) for eid, content_hash, seq, tokens in rows}
+        kept = []
+        for exchange, record in batch:
+            found = now.get((exchange.exchange_id, exchange.content_hash))
+            if found is None:
+                self.docs.pop(exchange.exchange_id)
+            else:
+                self.docs[exchange.exchange_id] = found
+                kept.append((exchange, record))
+        return kept
 
 
 def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchange, Distilled]]) -> int:
@@ -174,7 +197,7 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchang
                          record.text, tokens, details))  # fmt: skip
         for room in record.rooms:
             rid = room_id(room.room_type, room.key, exchange.project)
-            rooms[rid] = (rid, room.room_type, room.key, room.label, exchange.project)
+            rooms.setdefault(rid, (rid, room.room_type, room.key, room.label, exchange.project))  # first label stays
             placed.append((memory_id, rid, room.relevance))
     tables = {
         "new_memories": (memories, ["memory_id", "exchange_id", "distiller", "content_hash", "core", "context", "text",

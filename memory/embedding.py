@@ -81,7 +81,7 @@ class LexicalEmbedder:
         bounds = np.searchsorted(counts.row[use], np.arange(len(texts) + 1))
         rows = sum_rows(vectors, at[use], counts.weight[use] * idf[at[use]], bounds)
         length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(length > 0, length, np.float32(1))
+        return np.divide(rows, length, out=rows, where=length > 0)
 
     def save(self, con: duckdb.DuckDBPyConnection) -> None:
         """Keep the model in the store, in the caller's transaction; once is enough."""

@@ -141,7 +141,7 @@ def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterat
     records = con.execute(
         """
         SELECT m.conversation_id, m.thread, m.ply, m.role, epoch_us(m.created_at), p.kind, p.text, p.name, p.data,
-            c.format
+            c.format, coalesce(c.project, '')
         FROM messages m JOIN conversations c ON c.conversation_id = m.conversation_id
         LEFT JOIN (
             SELECT message_id, kind, text, name, data, seq, ordinal FROM parts
@@ -151,17 +151,17 @@ def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterat
         ORDER BY m.conversation_id, m.thread, m.ply, p.seq, p.ordinal""",
         {"seq": first[0] if first else 0, "ids": conversation_ids},
     ).fetchall()
-    for (cid, thread, format), group in groupby(records, key=lambda r: (r[0], r[1], r[9])):
+    for (cid, thread, format, project), group in groupby(records, key=lambda r: (r[0], r[1], r[9], r[10])):
         chunks = segment(_plies(group), keep_short=format == OWN_FORMAT)
         for position, chunk in enumerate(chunks):
-            yield _exchange_row(cid, thread, position, chunk)
+            yield _exchange_row(cid, thread, position, project, chunk)
 
 
 def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
     for number, group in groupby(records, key=lambda r: r[2]):
         ply: Ply | None = None
         texts: list[str] = []
-        for _, _, _, role, at, kind, text, name, data, _ in group:
+        for _, _, _, role, at, kind, text, name, data, *_ in group:
             ply = ply or Ply(number, role, "", at)
             if kind == "tool_call":
                 ply.calls.append((name or "", orjson.loads(data) if data else None))
@@ -172,7 +172,7 @@ def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
             yield ply
 
 
-def _exchange_row(cid: str, thread: str, position: int, plies: list[Ply]) -> tuple[Any, ...]:
+def _exchange_row(cid: str, thread: str, position: int, project: str, plies: list[Ply]) -> tuple[Any, ...]:
     user = "\n\n".join(p.text for p in plies if p.role == "user" and p.text)
     assistant = "\n\n".join(p.text for p in plies if p.role == "assistant" and p.text)
     collector = FileCollector()
@@ -189,7 +189,7 @@ def _exchange_row(cid: str, thread: str, position: int, plies: list[Ply]) -> tup
     return (
         digest("exchange", cid, thread, str(start)), cid, thread, position, start, end,
         min(times, default=None), max(times, default=None), user, assistant, files, list(tools),
-        count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, *tools),
+        count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, project, *tools),
     )  # fmt: skip
 
 

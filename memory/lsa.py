@@ -58,7 +58,8 @@ def count_features(texts: Sequence[str], pairs: bool) -> Counts:
     is_start[1:] = (feature[1:] != feature[:-1]) | (row[1:] != row[:-1])
     starts = np.flatnonzero(is_start)
     tf = np.diff(np.append(starts, len(feature))).astype(np.float32)
-    return Counts(row[starts], feature[starts], tf / (tf + np.float32(_TF_HALF)), is_pair[starts])
+    weight = (tf / (tf + _TF_HALF)).astype(np.float32)
+    return Counts(row[starts], feature[starts], weight, is_pair[starts])
 
 
 def learn_features(texts: Sequence[str], dim: int, max_features: int) -> Features:

@@ -113,6 +113,7 @@ def remember(
     from workbench.data.records import Conversation, Message, Part, conversation_id, digest
     from workbench.errors import InputError
 
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # a shell may hand in any bytes
     if not text.strip():
         raise InputError("There is nothing to remember: the text is empty.")
     from workbench.data.store import default_path
@@ -133,7 +134,7 @@ def absorb_if_free(store: StorePath = None) -> None:
 
     from workbench.data import spool
     from workbench.data.store import default_path
-    from workbench.errors import StoreBusy, StoreReadOnly
+    from workbench.errors import StoreError
 
     path = Path(store) if store is not None else default_path()
     if not spool.waiting(path):
@@ -143,7 +144,7 @@ def absorb_if_free(store: StorePath = None) -> None:
     try:
         with Store(path, wait_seconds=0.2) as opened:
             spool.absorb(opened, on_change)
-    except (StoreBusy, StoreReadOnly):
+    except StoreError:  # busy: the other process takes it in; anything else is said by whoever opens the store next
         return
 
 

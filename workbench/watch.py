@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import api
 from workbench.data import spool
 from workbench.data.sources import find
-from workbench.errors import InputError
+from workbench.errors import InputError, StoreBusy
 
 if TYPE_CHECKING:
     from workbench.data.ingest import Report
@@ -34,17 +35,23 @@ def watch(
     seen: dict[str, tuple[int, int]] = {}  # the first round looks at everything: something may have come meanwhile
     while rounds is None or rounds > 0:
         time.sleep(every_seconds)
-        now = _look(paths)
+        now = _look(paths, store)
         changed = [path for path, state in now.items() if seen.get(path) != state]
-        if changed:
-            report = api.ingest(changed, store, format=format)
-            if report.messages_added or report.quarantined:
-                on_report(report)
-        elif spool.waiting(store):
+        rounds = None if rounds is None else rounds - 1
+        try:
+            report = api.ingest(changed, store, format=format) if changed else None
+        except (InputError, StoreBusy):  # a file went or is half copied, another process works: the next round tries
+            continue
+        if report and (report.messages_added or report.quarantined):
+            on_report(report)
+        elif not changed and spool.waiting(store):
             api.absorb_if_free(store)
         seen = now
-        rounds = None if rounds is None else rounds - 1
 
 
-def _look(paths: list[str]) -> dict[str, tuple[int, int]]:
-    return {f.path.split("!/")[0]: (f.size_bytes, f.mtime_ns) for f in find(paths)}
+def _look(paths: list[str], store: Path) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for path in paths:
+        with suppress(InputError):  # it is not there now, as a log that is being rotated
+            found.update({str(f.file): (f.size_bytes, f.mtime_ns) for f in find([path], store)})
+    return found

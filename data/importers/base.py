@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 
-from workbench.data.records import Record, Unreadable
+from workbench.data.records import Message, Record, Unreadable
 
 HEAD_BYTES = 65536
 #: A line longer than this is not read into memory: it goes to quarantine (its first KEPT_RAW_BYTES do).
@@ -34,6 +34,7 @@ MAX_LINE_BYTES = 256 << 20
 KEPT_RAW_BYTES = 1 << 20
 #: What conversion of a record of the wrong shape may raise; each becomes an `Unreadable`.
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Probe:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """The JSON objects among the first complete lines (JSONL); bad lines are passed over."""
-        rows = self.head.split(b"\n")
+        rows = self.head.removeprefix(_BOM).split(b"\n")
         if not self.complete and len(rows) > 1:
             rows.pop()
         found = (_loads_or_none(row) for row in rows[:50])
@@ -106,7 +107,7 @@ class Probe:
     @cached_property
     def whole(self) -> Any:
         """The parsed document where all of it is in `head`, else None."""
-        return _loads_or_none(self.head) if self.complete else None
+        return _loads_or_none(self.head.removeprefix(_BOM)) if self.complete else None
 
     def has_keys(self, *keys: str) -> bool:
         """Whether all of the names stand as JSON keys somewhere in the head (nested ones included)."""
@@ -135,19 +136,18 @@ def read_json_lines(
     Blank lines are counted as skipped. The last line counts as unfinished if it has no newline and does not parse.
     """
     for offset, line in source.lines():
+        is_repaired = False
         try:
-            row = orjson.loads(line)
+            row = orjson.loads(line if offset else line.removeprefix(_BOM))
         except orjson.JSONDecodeError as error:
             if not line.strip():
                 source.skipped["blank line"] += 1
                 continue
-            ended = line.endswith(b"\n")
-            if not ended and len(line) == MAX_LINE_BYTES:
-                reason = f"line longer than {MAX_LINE_BYTES >> 20} MiB"
-            else:
-                reason = f"not JSON: {error.msg}" + ("" if ended else " (last line has no end: still being written?)")
-            yield unreadable(offset, line, reason, unfinished=not ended and len(line) < MAX_LINE_BYTES)
-            continue
+            row = _repaired(line)
+            is_repaired = row is not None
+            if not is_repaired:
+                yield _not_json(offset, line, error.msg)
+                continue
         if not isinstance(row, dict):
             yield unreadable(offset, line, f"a JSON object was expected, not {_json_type(row)}")
             continue
@@ -156,7 +156,29 @@ def read_json_lines(
         except SHAPE_ERRORS as error:
             yield unreadable(offset, line, f"unexpected shape: {type(error).__name__}: {str(error)[:200]}")
             continue
+        if is_repaired:
+            for record in records:
+                if isinstance(record, Message):
+                    record.meta = {**(record.meta or {}), "json_repaired": True}
         yield from records
+
+
+def _repaired(line: bytes) -> Any:
+    """The value of a line that other programs take for JSON (half a surrogate pair, NaN); None if it is none."""
+    from workbench.data.importers.json_stream import parse_json  # it imports this module
+
+    try:
+        return parse_json(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _not_json(offset: int, line: bytes, why: str) -> Unreadable:
+    if line.endswith(b"\n"):
+        return unreadable(offset, line, "nested too deeply" if "depth" in why else f"not JSON: {why}")
+    if len(line) == MAX_LINE_BYTES:
+        return unreadable(offset, line, f"line longer than {MAX_LINE_BYTES >> 20} MiB")
+    return unreadable(offset, line, f"not JSON: {why} (last line has no end: still being written?)", unfinished=True)
 
 
 def _json_type(value: Any) -> str:

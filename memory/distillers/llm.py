@@ -88,7 +88,11 @@ class DuckDBCache:
         self._connection = connection
 
     def get(self, request_hash: str) -> str | None:
-        row = self._connection().execute("SELECT response FROM llm_cache WHERE request_hash = ?", [request_hash]).fetchone()
+        row = (
+            self._connection()
+            .execute("SELECT response FROM llm_cache WHERE request_hash = ?", [request_hash])
+            .fetchone()
+        )
         return row[0] if row else None
 
     def put(self, request_hash: str, response: str, tokens_in: int, tokens_out: int) -> None:

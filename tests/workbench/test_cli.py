@@ -214,4 +214,6 @@ def test_export(filled: Cli, tmp_path: Path) -> None:
     code, report = filled("export", str(tmp_path / "out"), "--json")
     assert code == 0
     stats = filled("stats", "--json")[1]
-    assert pq.read_table(tmp_path / "out" / "messages.parquet").num_rows == stats["messages"] == report["rows"]["messages"]
+    assert (
+        pq.read_table(tmp_path / "out" / "messages.parquet").num_rows == stats["messages"] == report["rows"]["messages"]
+    )

@@ -251,10 +251,11 @@ def _safe(value: object) -> bool:
 def test_toml_edits_change_our_entry_and_nothing_else(
     top: dict[str, object], servers: dict[str, dict[str, object]], ours: dict[str, object] | None, at: int
 ) -> None:
+    def lines(values: dict[str, object]) -> str:
+        return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
+
     def table(name: str, values: dict[str, object]) -> str:
-        return f"[mcp_servers.{name}]\n" + "".join(
-            f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()
-        )
+        return f"[mcp_servers.{name}]\n" + lines(values)
 
     tables = [table(name, values) + "# between\n\n" for name, values in servers.items()]
     if ours is not None:

@@ -45,7 +45,7 @@ def exchange(session: str, minute: int, user: str, answer: str, path: str, resul
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with three conversations: one with a trap in its words, one with 1 MB of tool output."""
+    """A store with three conversations: one with a trap in its words, one with 370 kB of tool output."""
     folder = tmp_path_factory.mktemp("mcp")
     records = [
         *exchange("parser", 1, f"Why does the parser drop the last line? {TRAP}", "The buffer was never flushed at the "
@@ -54,7 +54,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   "tests/test_parser.py"),
         *exchange("unicode", 3, f"Rename the column to {LIGATURE}", "Renamed, umlauts and all.", "größe.sql"),
         *exchange("big", 4, "Run the whole benchmark and show me every line it prints", "It printed a megabyte of it.",
-                  "bench.py", f"{TRAP}\nline of output\n" * 14_000),
+                  "bench.py", f"{TRAP}\nline of output\n" * 5_000),
     ]  # fmt: skip
     (folder / "log.jsonl").write_bytes(b"".join(workbench_log.encode(r) for r in records))
     store = folder / "s.duckdb"
@@ -232,7 +232,7 @@ def test_results_keep_to_the_budget_and_unicode_survives(store: Path) -> None:
             if shown["left_out"] == 0:
                 output = next(p for p in parts if p["kind"] == "tool_result")
                 assert f"{TRAP}\nline of output\n".startswith(output["text"][:20])
-                assert output["cut_chars"] + len(output["text"]) == 14_000 * len(f"{TRAP}\nline of output\n")
+                assert output["cut_chars"] + len(output["text"]) == 5_000 * len(f"{TRAP}\nline of output\n")
                 assert_only_quoted(text)
                 assert any(p["text"] == "It printed a megabyte of it." for p in parts)
         text, many = await call(client, "search", query="parser schema benchmark column", k=50, budget_tokens=500)
@@ -287,6 +287,9 @@ def test_calls_wait_for_a_writer_that_hands_over(store: Path) -> None:
             _, found = await call(client, "recent", limit=1)
             timer.join()
             assert len(found["exchanges"]) == 1
+        await call(client, "search", query="parser")
+        with Store(store, wait_seconds=0) as writer:  # nothing is held between calls
+            assert writer.con.execute("SELECT count(*) FROM exchanges").fetchone() == (4,)
 
     with_server(store, body, patient(30))
 
@@ -304,16 +307,6 @@ def test_calls_say_that_a_writer_is_busy_and_notes_are_kept_meanwhile(store: Pat
         assert [h["conversation_id"] for h in found["hits"]] == [noted["conversation_id"]]
 
     with_server(store, body, patient(0.3))
-
-
-def test_nothing_is_held_between_calls(store: Path) -> None:
-    async def body(client: Client) -> None:
-        await call(client, "search", query="parser")
-        with Store(store, wait_seconds=0) as writer:
-            assert writer.con.execute("SELECT count(*) FROM exchanges").fetchone() == (4,)
-        await call(client, "search", query="parser")
-
-    with_server(store, body)
 
 
 def test_calls_at_the_same_time_do_not_disturb_each_other(store: Path) -> None:
@@ -371,9 +364,7 @@ def test_stdout_is_protocol_only_and_the_server_ends_with_stdin(store: Path) -> 
         [sys.executable, *(a.replace("{store}", str(store)) for a in patient(5, SLOW))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
 
     def send(method: str, params: dict[str, Any], id: int | None = None) -> None:
         message = {"jsonrpc": "2.0", "method": method, "params": params} | ({} if id is None else {"id": id})

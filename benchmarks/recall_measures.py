@@ -1,0 +1,182 @@
+"""Recall sets, measures and paired statistics of the recall study (recall_quality.py)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from workbench.memory.calibrate import Judged, judge
+from workbench.memory.fusion import Arm
+from workbench.memory.tokenizers import get_tokenizer
+from workbench.memory.tokens import count_tokens
+from workbench.memory.types import Distilled, Exchange, FileTouch
+
+SEED = 20260313
+BOOTSTRAPS = 10_000
+Texts = list[tuple[str, str]]  # (user, assistant) of each document; the first is empty in a distilled layer
+
+
+@dataclass
+class Collection:
+    """Documents in the order of their conversations, and queries with the documents that answer them."""
+
+    exchanges: list[Exchange]
+    session: NDArray[np.int64]
+    queries: list[str]
+    relevant: list[frozenset[int]]
+    tuning: NDArray[np.bool_]
+    edited: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+
+    @property
+    def verbatim(self) -> Texts:
+        return [(e.user_text, e.assistant_text) for e in self.exchanges]
+
+
+def load_agentlog(folder: Path) -> Collection:
+    with gzip.open(folder / "agentlog_corpus_dev.jsonl.gz", "rt") as lines:
+        rows = sorted(map(json.loads, lines), key=lambda r: (r["session"], r["idx"]))
+    with open(folder / "agentlog_queries_dev.jsonl") as lines:
+        queries = [json.loads(line) for line in lines]
+    number = {row["id"]: i for i, row in enumerate(rows)}
+    sessions = {s: i for i, s in enumerate(dict.fromkeys(row["session"] for row in rows))}
+    exchanges = [
+        Exchange(r["id"], r["user"], r["assistant"], files=tuple(FileTouch(f, "modified") for f in r["files"]))
+        for r in rows
+    ]
+    return Collection(
+        exchanges,
+        np.array([sessions[row["session"]] for row in rows]),
+        [q["query"] for q in queries],
+        [frozenset(number[g] for g in q["gold"]) for q in queries],
+        np.array([sha256(q["qid"].encode()).digest()[0] % 2 == 0 for q in queries]),
+        np.array([bool(row["files"]) for row in rows]),
+    )
+
+
+def load_locomo(folder: Path) -> list[Collection]:
+    """One collection for each conversation; questions without an answer, or without valid evidence, are left out."""
+    collections = []
+    for sample in json.loads((folder / "locomo10.json").read_text()):
+        turns: dict[str, int] = {}
+        exchanges, session = [], []
+        names = [k for k in sample["conversation"] if re.fullmatch(r"session_\d+", k)]
+        for name in sorted(names, key=lambda k: int(k[8:])):
+            for turn in sample["conversation"][name]:
+                turns[turn["dia_id"]] = len(exchanges)
+                exchanges.append(Exchange(turn["dia_id"], f"{turn['speaker']}: {turn['text']}", ""))
+                session.append(int(name[8:]))
+        found = [
+            (qa["question"], frozenset(turns[d] for d in re.findall(r"D\d+:\d+", " ".join(qa["evidence"])) if d in turns))
+            for qa in sample["qa"] if qa["category"] != 5
+        ]  # fmt: skip
+        found = [(question, gold) for question, gold in found if gold]
+        none = np.zeros(len(found), bool)
+        collections.append(
+            Collection(
+                exchanges,
+                np.array(session),
+                [q for q, _ in found],
+                [g for _, g in found],
+                none,
+                np.zeros(len(exchanges), bool),
+            )
+        )
+    return collections
+
+
+def judged(rows: Sequence[dict[str, Arm]], collection: Collection, names: Sequence[str]) -> list[Judged]:
+    return [judge(row, gold, names) for row, gold in zip(rows, collection.relevant, strict=True)]
+
+
+def measure(
+    queries: Sequence[Judged], relevant: Sequence[frozenset[int]], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Rows MRR, nDCG@10, R@10; a column for each query. Equal scores are ranked in the order of the documents."""
+    out = np.zeros((3, len(queries)))
+    discount = 1 / np.log2(np.arange(2, 12))
+    for i, (scores, is_relevant) in enumerate(queries):
+        hits = is_relevant[np.argsort(-(weights @ scores), kind="stable")]
+        if hits.any():
+            gained = hits[:10]
+            ideal = discount[: min(10, len(relevant[i]))].sum()
+            out[:, i] = (
+                1 / (hits.argmax() + 1),
+                (discount[: len(gained)] * gained).sum() / ideal,
+                gained.sum() / len(relevant[i]),
+            )
+    return out
+
+
+def means(scores: NDArray[np.float64], tuning: NDArray[np.bool_]) -> dict[str, Any]:
+    return {
+        part: dict(zip(("mrr", "ndcg@10", "recall@10"), scores[:, mask].mean(axis=1).round(4).tolist(), strict=True))
+        for part, mask in (("tuning", tuning), ("held_out", ~tuning), ("all", np.ones_like(tuning)))
+        if mask.any()
+    }
+
+
+def compare(scores: NDArray[np.float64], baseline: NDArray[np.float64], tuning: NDArray[np.bool_]) -> dict[str, Any]:
+    """Reciprocal ranks against the baseline's, query by query: 95 % bootstrap interval and Wilcoxon's p."""
+    out = {}
+    for part, mask in (("held_out", ~tuning), ("all", np.ones_like(tuning))):
+        difference = (scores[0] - baseline[0])[mask]
+        rng = np.random.default_rng(SEED)
+        drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0
+        out[part] = {
+            "retention": round(float(scores[0][mask].mean() / baseline[0][mask].mean()), 4),
+            "difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)], "p": p,
+        }  # fmt: skip
+    return out
+
+
+def holm(rows: list[dict[str, Any]], part: str) -> None:
+    """Adds Holm's adjusted p to every comparison of the study."""
+    compared = sorted((row["vs"][part] for row in rows if "vs" in row), key=lambda c: c["p"])
+    running = 0.0
+    for i, comparison in enumerate(compared):
+        running = max(running, min(1.0, comparison["p"] * (len(compared) - i)))
+        comparison["p_holm"] = running
+
+
+def num_tokens(texts: Texts) -> int:
+    return sum(count_tokens(user) + count_tokens(assistant) for user, assistant in texts)
+
+
+def span(text: str, budget: int, start: int) -> str:
+    """Words of the text from the start-th on, as many as fit the budget in tokens."""
+    kept: list[str] = []
+    for word in text.split()[start:]:
+        budget -= count_tokens(f" {word}")
+        if budget < 0:
+            break
+        kept.append(word)
+    return " ".join(kept)
+
+
+def survival(collection: Collection, records: Sequence[Distilled]) -> float:
+    """Mean share of an exchange's 15 terms of highest idf (in the corpus) that its record still holds (card 001)."""
+    tokenizer = get_tokenizer(TOKENIZER)
+    terms = [set(tokenizer(e.text)) for e in collection.exchanges]
+    df: dict[str, int] = {}
+    for found in terms:
+        for term in found:
+            df[term] = df.get(term, 0) + 1
+    shares = []
+    for found, record in zip(terms, records, strict=True):
+        rarest = sorted(found, key=lambda t: (df[t], t))[:15]
+        kept = set(tokenizer(record.text))
+        if rarest:
+            shares.append(sum(t in kept for t in rarest) / len(rarest))
+    return float(np.mean(shares))
