@@ -21,6 +21,7 @@ from workbench.memory.tokenizers import get_tokenizer
 from workbench.memory.tokens import count_tokens
 from workbench.memory.types import Distilled, Exchange, FileTouch
 
+TOKENIZER = "stem/1"
 SEED = 20260313
 BOOTSTRAPS = 10_000
 Texts = list[tuple[str, str]]  # (user, assistant) of each document; the first is empty in a distilled layer
@@ -50,7 +51,13 @@ def load_agentlog(folder: Path) -> Collection:
     number = {row["id"]: i for i, row in enumerate(rows)}
     sessions = {s: i for i, s in enumerate(dict.fromkeys(row["session"] for row in rows))}
     exchanges = [
-        Exchange(r["id"], r["user"], r["assistant"], files=tuple(FileTouch(f, "modified") for f in r["files"]))
+        Exchange(
+            r["id"],
+            r["user"],
+            r["assistant"],
+            files=tuple(FileTouch(f, "modified") for f in r["files"]),
+            tools=tuple(r["tools"]),
+        )
         for r in rows
     ]
     return Collection(
@@ -75,11 +82,11 @@ def load_locomo(folder: Path) -> list[Collection]:
                 turns[turn["dia_id"]] = len(exchanges)
                 exchanges.append(Exchange(turn["dia_id"], f"{turn['speaker']}: {turn['text']}", ""))
                 session.append(int(name[8:]))
-        found = [
-            (qa["question"], frozenset(turns[d] for d in re.findall(r"D\d+:\d+", " ".join(qa["evidence"])) if d in turns))
-            for qa in sample["qa"] if qa["category"] != 5
-        ]  # fmt: skip
-        found = [(question, gold) for question, gold in found if gold]
+        found = []
+        for qa in sample["qa"]:
+            gold = frozenset(turns[d] for d in re.findall(r"D\d+:\d+", " ".join(qa["evidence"])) if d in turns)
+            if gold and qa["category"] != 5:
+                found.append((qa["question"], gold))
         none = np.zeros(len(found), bool)
         collections.append(
             Collection(
@@ -136,8 +143,10 @@ def compare(scores: NDArray[np.float64], baseline: NDArray[np.float64], tuning: 
         p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0
         out[part] = {
             "retention": round(float(scores[0][mask].mean() / baseline[0][mask].mean()), 4),
-            "difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)], "p": p,
-        }  # fmt: skip
+            "difference": round(float(difference.mean()), 4),
+            "ci95": [round(float(low), 4), round(float(high), 4)],
+            "p": p,
+        }
     return out
 
 

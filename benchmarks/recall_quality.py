@@ -25,8 +25,21 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from recall_measures import (
-    SEED, Collection, Texts, compare, holm, judged, load_agentlog, load_locomo, means, measure, num_tokens, span, survival,
-)  # fmt: skip
+    SEED,
+    TOKENIZER,
+    Collection,
+    Texts,
+    compare,
+    holm,
+    judged,
+    load_agentlog,
+    load_locomo,
+    means,
+    measure,
+    num_tokens,
+    span,
+    survival,
+)
 
 from workbench.data.store import migrations
 from workbench.memory import embedding, postings
@@ -40,10 +53,10 @@ from workbench.memory.tokenizers import TOKENIZERS
 from workbench.memory.tokens import count_tokens
 from workbench.memory.types import Distilled
 
-TOKENIZER = "stem/1"
 CANDIDATES = 500
 TEXT_ARMS = ("keyword", "window", "vector", "session")
 ALL_ARMS = (*TEXT_ARMS, "edited")
+BUDGET_FACTORS = (5.5, 3.6, 2.2, 1.6, 1.25, 0.75, 0.5, 0.36, 0.27)
 OPTION_GRID = [
     Bm25Options(variant=variant, k1=k1, b=b)
     for variant in ("okapi", "lucene")
@@ -154,6 +167,11 @@ def distilled(collection: Collection, weights: Weights | None = None) -> list[Di
     return [record if isinstance(record, Distilled) else Distilled("", "") for record in records]
 
 
+def without_tools(collection: Collection) -> Collection:
+    """The same exchanges as a log without tool calls would give them."""
+    return replace(collection, exchanges=[replace(e, files=(), tools=()) for e in collection.exchanges])
+
+
 def as_texts(records: Sequence[Distilled]) -> Texts:
     """What is indexed of the records: core and context, nothing else."""
     return [("", record.text) for record in records]
@@ -237,10 +255,13 @@ def study_curve(study: Study, options: Bm25Options, records: Sequence[Distilled]
     ]
     mean = round(float(np.mean(budgets)))
     variants: dict[str, Callable[[], Texts]] = {
-        **{f"budget x{f}": lambda f=f: as_texts(distilled(c, scaled(f))) for f in (3.6, 2.2, 1.6, 1.25, 0.75, 0.5, 0.36, 0.27)},
+        **{f"budget x{f}": lambda f=f: as_texts(distilled(c, scaled(f))) for f in BUDGET_FACTORS},
         "same budget for edits and talk": lambda: as_texts(distilled(c, replace(scaled(1.9), changed_files=1.0))),
         "core only": lambda: [("", record.core) for record in records],
-        "truncated, same budgets": lambda: [("", span(e.text, b, 0)) for e, b in zip(c.exchanges, budgets, strict=True)],
+        "edits guessed from the answer's words": lambda: as_texts(distilled(without_tools(c))),
+        "truncated, same budgets": lambda: [
+            ("", span(e.text, b, 0)) for e, b in zip(c.exchanges, budgets, strict=True)
+        ],
         "truncated, one budget": lambda: [("", span(e.text, mean, 0)) for e in c.exchanges],
         "random span, same budgets": lambda: [
             ("", span(e.text, b, start)) for e, b, start in zip(c.exchanges, budgets, starts, strict=True)
@@ -302,16 +323,19 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}` · {result['date']} · {result['machine']}",
         "",
-        f"Best verbatim (chosen on the tuning half): {study['best_verbatim']}. Best distilled: {study['best_distilled']}. "
+        f"Best verbatim (chosen on the tuning half): {study['best_verbatim']}. "
+        f"Best distilled: {study['best_distilled']}. "
         f"Tokens: {study['tokens']['verbatim']} verbatim, {study['tokens']['distilled']} distilled. "
         f"BM25 options: {study['options']}. Vocabulary survival {study['vocabulary_survival']}. "
         f"{study['distil_per_cpu_second']} exchanges a CPU second. "
         f"{study['records_that_break_a_check']} records break a check.",
         "",
         "MRR; retention and difference are against the best verbatim text search, for rows with `edited` (a prior for "
-        "exchanges that changed files) against the verbatim one with that prior; 95 % paired bootstrap; p: Wilcoxon, Holm.",
+        "exchanges that changed files) against the verbatim one with that prior; 95 % paired bootstrap; "
+        "p: Wilcoxon, Holm. All queries together include the tuning half.",
         "",
-        "| configuration | tokens | tuning | held out | all | nDCG@10 | R@10 | kept held out | kept all | difference (all) | p |",
+        "| configuration | tokens | tuning | held out | all | nDCG@10 | R@10 | kept held out | kept all "
+        "| difference (all) | p |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in study["rows"]:

@@ -32,7 +32,7 @@ def reader(con: duckdb.DuckDBPyConnection, table: str) -> pa.RecordBatchReader:
     known = tables(con)
     if table not in known:
         raise InputError(f"The store has no table {table!r}. Its tables: {', '.join(known)}.")
-    return con.execute(f'SELECT * FROM "{table}"').to_arrow_reader(ROWS_PER_BATCH)
+    return con.sql(f'SELECT * FROM "{table}"').to_arrow_reader(ROWS_PER_BATCH)
 
 
 def to_arrow(con: duckdb.DuckDBPyConnection, table: str) -> pa.Table:

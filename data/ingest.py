@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import duckdb
 import orjson
-import pyarrow as pa
 
 from workbench.data import importers
+from workbench.data.columns import Kind, registered
 from workbench.data.importers.base import Source, unreadable
 from workbench.data.records import Checkpoint, Conversation, Message, Unreadable, digest
 from workbench.data.sources import Found, find, opened, probe
@@ -162,7 +162,11 @@ class _Ingest:
     def _read(self, found: Found, source_id: str, stream: BinaryIO, start: int, known: _Known | None) -> None:
         format, session = (known.format, orjson.loads(known.session or "null")) if start and known else (None, None)
         if format is None:
-            head, stream = probe(stream)
+            head, replayed = probe(stream)
+            if found.seekable:
+                stream.seek(start)
+            else:
+                stream = replayed
             if head.complete and not head.head.strip():
                 return
             format = self.format or importers.detect(head)
@@ -246,14 +250,10 @@ class _Ingest:
     def _store_sources(self) -> None:
         if not self._remembered:
             return
-        columns = zip(*self._remembered.values(), strict=True)
-        table = pa.Table.from_arrays([pa.array(c, type=t) for c, t in zip(columns, _SOURCE_TYPES, strict=True)],
-                                     names=[str(i) for i in range(len(_SOURCE_TYPES))])  # fmt: skip
         con = self.store.con
-        con.register("read_sources", table)
-        con.execute('DELETE FROM sources WHERE source_id IN (SELECT "0" FROM read_sources)')
-        con.execute("INSERT INTO sources SELECT *, now() FROM read_sources")
-        con.unregister("read_sources")
+        con.execute("DELETE FROM sources WHERE source_id IN (SELECT unnest($1::VARCHAR[]))", [list(self._remembered)])
+        with registered(con, "read_sources", _SOURCES, list(self._remembered.values())):
+            con.execute("INSERT INTO sources BY NAME SELECT *, now() AS updated_at FROM read_sources")
         self._remembered = {}
 
     # -- transactions -----------------------------------------------------------------------------------------------
@@ -306,9 +306,10 @@ class _Ingest:
             self.report.exchanges_unchanged += row[2]
 
 
-_SOURCE_TYPES = (
-    pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.string(),
-)  # fmt: skip
+_SOURCES: dict[str, Kind] = {
+    "source_id": "valid", "path": "text", "format": "text", "size_bytes": "int", "mtime_ns": "int",
+    "bytes_read": "int", "fingerprint": "valid", "session": "valid", "skipped": "valid",
+}  # fmt: skip
 
 
 def _batches(sources: Iterator[Found]) -> Iterator[list[Found]]:

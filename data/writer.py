@@ -284,10 +284,9 @@ class Writer:
         """Adds what is newly known to a stored conversation; False if it stays as it was."""
         r = self._open[cid].record
         fields = ("agent", "project", "title", "model", "parent_session_id", "active_leaf")
-        before = self.con.execute(
+        [before] = self.con.execute(
             f"SELECT num_messages, {', '.join(fields)}, meta FROM conversations WHERE conversation_id = ?", [cid]
-        ).fetchone()
-        assert before is not None
+        ).fetchall()
         count, started, ended = facts[:3] if facts else (0, None, None)
         after = [count, *(getattr(r, name) or old for name, old in zip(fields, before[1:-1], strict=True))]
         meta = _json({**orjson.loads(before[-1] or "{}"), **r.meta})

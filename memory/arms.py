@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.data.store import Store
+from workbench.memory import dense
 from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
+from workbench.memory.embedding import SENTENCE_TRANSFORMERS, Embedder, get_embedder
 from workbench.memory.fusion import Arm
 from workbench.memory.postings import find_layer
+from workbench.memory.vectors import current_model
 
 NOTHING: Arm = (np.empty(0, np.int64), np.empty(0))
 
@@ -22,12 +25,18 @@ class Arms:
     def __init__(self, store: Store, warm: bool = False) -> None:
         self.store, self.warm = store, warm
         self._bm25: dict[str, ColdBm25 | WarmBm25] = {}
+        self._dense: dict[tuple[str, str], dense.DenseIndex] = {}
+        self._embedder: Embedder | None = None
+        self._query: tuple[str, str] | None = None  # (model, text) that _vector is of
+        self._vector = np.empty(0, np.float32)
 
     def attach(self, store: Store) -> None:
         """Uses this open store from now on; what is in memory is refreshed by the next search."""
         self.store = store
-        for searcher in self._bm25.values():
+        for searcher in (*self._bm25.values(), *self._dense.values()):
             searcher.attach(store.con)
+        if self._embedder is not None and not self._embedder.name.startswith(SENTENCE_TRANSFORMERS):
+            self._embedder = None  # a learnt model reads from the store that is closed by now
 
     def keyword(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None, window: bool = False) -> Arm:
         """BM25 of a layer; nothing where the layer has no documents yet."""
@@ -39,4 +48,15 @@ class Arms:
 
     def vector(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None) -> Arm:
         """Dense search of a layer; nothing where it has no vectors yet."""
-        return NOTHING
+        con = self.store.con
+        model = current_model(con)
+        if model is None or dense.find_space(con, layer, model) is None:
+            return NOTHING
+        if (layer, model) not in self._dense:
+            folder = self.store.path.with_name(self.store.path.name + ".vectors")
+            self._dense[layer, model] = dense.DenseIndex(con, layer, model, folder)
+        if self._query != (model, text):
+            if self._embedder is None or self._embedder.name != model:
+                self._embedder = get_embedder(con, model)
+            self._query, self._vector = (model, text), self._embedder.embed([text])[0]
+        return self._dense[layer, model].search(self._vector, n, allowed=allowed)

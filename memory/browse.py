@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 import orjson
 
-from workbench.data.records import parse_time
 from workbench.errors import InputError
+from workbench.memory.filters import Filters
 from workbench.memory.show import iso
 
 ACTIONS = ("read", "modified", "created", "deleted", "referenced")
@@ -37,7 +37,7 @@ def recent(
 
     Raises: InputError for a time that is none.
     """
-    where, values = _conditions(project, agent, since, until)
+    where, values = Filters(project, agent, since, until).sql()
     rows = con.execute(
         f"""
         SELECT e.exchange_id, e.conversation_id, c.format, c.path, c.session_id, c.project, c.agent, c.title, e.thread,
@@ -81,7 +81,7 @@ def files_touched(
     """
     if action is not None and action not in ACTIONS:
         raise InputError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}.")
-    where, values = _conditions(project, None, since, None)
+    where, values = Filters(project, since=since).sql()
     of_file, file_values = "true", []
     if path:
         of_file += " AND contains(lower(path), lower(?))"
@@ -109,22 +109,3 @@ def files_touched(
         }
         for r in rows
     ]  # fmt: skip
-
-
-def _conditions(
-    project: str | None, agent: str | None, since: str | None, until: str | None
-) -> tuple[str, list[str | int]]:
-    """SQL over exchanges e and conversations c, with its values."""
-    where, values = ["true"], []
-    for column, value in (("c.project", project), ("c.agent", agent)):
-        if value:
-            where.append(f"contains(lower({column}), lower(?))")
-            values.append(value)
-    for name, operator, value in (("since", ">=", since), ("until", "<", until)):
-        if value:
-            moment = parse_time(value)
-            if moment is None:
-                raise InputError(f"{name}: {value!r} is no time; write it as 2026-01-31 or 2026-01-31T09:30:00Z.")
-            where.append(f"e.started_at {operator} make_timestamptz(?::BIGINT)")
-            values.append(moment)
-    return " AND ".join(where), values

@@ -180,7 +180,7 @@ def _commit_queries(con: duckdb.DuckDBPyConnection) -> Iterable[LabelledQuery]:
     rows = con.execute(
         """
         SELECT e.conversation_id, e.thread, e.position, e.seq, e.user_text || ' ' || e.assistant_text, e.files::VARCHAR,
-            (SELECT list(p.data ORDER BY m.ply, p.seq) FROM messages m JOIN parts p USING (message_id)
+            (SELECT list(p.data ORDER BY m.ply, p.seq, p.ordinal) FROM messages m JOIN parts p USING (message_id)
              WHERE m.conversation_id = e.conversation_id AND m.thread = e.thread
                 AND m.ply BETWEEN e.ply_start AND e.ply_end AND p.kind = 'tool_call' AND contains(p.data, 'commit'))
         FROM exchanges e ORDER BY 1, 2, 3"""

@@ -2,8 +2,8 @@
 
 A space is the vectors of one layer under one embedding model. Its matrix stands in two files in a folder beside the
 store: `<space>.<generation>.f32` (rows of float32, only ever appended to) and `<space>.rows` (which doc each row is;
-replaced as a whole). They are brought up to date when a search finds them behind, and may be deleted at any time; where they cannot
-be read or written, the vectors are read from DuckDB. Both ways give the same numbers.
+replaced as a whole). They are brought up to date when a search finds them behind, and may be deleted at any time;
+where they cannot be read or written, the vectors are read from DuckDB. Both ways give the same numbers.
 
 `add` and `remove` neither begin nor commit a transaction: the caller's makes text and vectors one.
 """
@@ -239,7 +239,7 @@ def _mapped(
     digest = blake2b("\n".join((space.layer, space.model)).encode(), digest_size=6).hexdigest()
     stem = folder / f"{space.id}-{digest}"
     header, rows = _read_index(stem, space.dim)
-    if header["revision"] != space.revision or not _agrees(con, space, stem, header, rows):
+    if header["revision"] != space.revision or not _agrees(con, space, stem, header, rows, rows["doc"] >= 0):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             header, rows = _bring_up_to_date(con, space, stem, header, rows)
@@ -286,13 +286,20 @@ def _read_index(stem: Path, dim: int) -> tuple[np.void, NDArray[np.void]]:
     return header, np.frombuffer(body, _ROW).copy()
 
 
-def _agrees(con: duckdb.DuckDBPyConnection, space: Space, stem: Path, header: np.void, rows: NDArray[np.void]) -> bool:
-    # Compares two rows with the store: a checksum over all would cost more than the search.
-    alive, matrix = np.flatnonzero(rows["doc"] >= 0), _open_matrix(stem, header)
+def _agrees(
+    con: duckdb.DuckDBPyConnection,
+    space: Space,
+    stem: Path,
+    header: np.void,
+    rows: NDArray[np.void],
+    alive: NDArray[np.bool_],
+) -> bool:
+    # Compares the first and the last row with the store: a checksum over all would cost more than the search.
+    matrix, at = _open_matrix(stem, header), np.flatnonzero(alive)
     if matrix is None:
         return False
-    samples = alive[[0, -1]] if len(alive) else alive
-    return all(np.array_equal(_read_vectors(con, space, rows["doc"][[at]]), matrix[[at]]) for at in samples)
+    ends = at[[0, -1]] if len(at) else at
+    return all(np.array_equal(_read_vectors(con, space, rows["doc"][[row]]), matrix[[row]]) for row in ends)
 
 
 def _bring_up_to_date(
@@ -303,8 +310,11 @@ def _bring_up_to_date(
     now = _read_rows(con, space)
     at = np.minimum(np.searchsorted(now["doc"], rows["doc"]), len(now) - 1)
     kept = now[at] == rows if len(now) else np.zeros(len(rows), bool)
-    old = _matrix_path(stem, header)
-    anew = header["revision"] in (-1, space.revision) or np.count_nonzero(~kept) > _DEAD_SHARE * len(now)
+    anew = (
+        header["revision"] == -1
+        or np.count_nonzero(~kept) > _DEAD_SHARE * len(now)
+        or not _agrees(con, space, stem, header, rows, kept)
+    )
     header = _new_header(space.dim) if anew else header.copy()
     if anew:
         rows, added = rows[:0], now
@@ -324,5 +334,7 @@ def _bring_up_to_date(
     fresh.write_bytes(header.tobytes() + rows.tobytes())
     os.replace(fresh, _index_path(stem))
     if anew:
-        old.unlink(missing_ok=True)
+        for path in stem.parent.glob(f"{stem.name}.*.f32"):
+            if path != _matrix_path(stem, header):
+                path.unlink(missing_ok=True)
     return header, rows

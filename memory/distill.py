@@ -37,6 +37,7 @@ class DistillReport:
     verbatim_tokens: int = 0
     memory_tokens: int = 0
     pending: int = 0
+    vectors_added: int = 0
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class DistillReport:
             "memories": {"added": self.memories_added, "failed": self.failed, "pending": self.pending},
             "tokens": {"verbatim": self.verbatim_tokens, "memories": self.memory_tokens},
             "compression": round(ratio, 2) if ratio else None,
+            "vectors": {"added": self.vectors_added},
             "reasons": dict(self.reasons),
             "seconds": round(self.seconds, 3),
         }

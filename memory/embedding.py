@@ -75,7 +75,7 @@ class LexicalEmbedder:
         words, number = np.unique(counts.feature[unseen], return_inverse=True)
         at[unseen] = len(known.feature) + number
         vectors = np.concatenate([known.vector, np.float32(self.scale) * random_vectors(words, self.dim)])
-        unseen_idf = np.log(self.num_documents + 1) if self.num_documents else 1.0
+        unseen_idf = np.log1p(self.num_documents) if self.num_documents else 1.0
         idf = np.concatenate([known.idf, np.full(len(words), unseen_idf, np.float32)])
         use = seen | unseen
         bounds = np.searchsorted(counts.row[use], np.arange(len(texts) + 1))
@@ -149,7 +149,8 @@ class SentenceTransformersEmbedder:
             ) from error
         self._model = SentenceTransformer(model)
         self.name = SENTENCE_TRANSFORMERS + model
-        self.dim = int(self._model.get_sentence_embedding_dimension() or 0)
+        # Asked of an output, because the method that tells it changed its name between versions.
+        self.dim = len(self._model.encode("dim", convert_to_numpy=True, show_progress_bar=False))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One row of `dim` numbers a text, of length 1."""

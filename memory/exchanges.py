@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import orjson
 
+from workbench.data.columns import Kind, registered
 from workbench.data.records import digest
 from workbench.memory.files import FileCollector
 from workbench.memory.postings import Document
@@ -188,25 +189,22 @@ def _exchange_row(cid: str, thread: str, position: int, project: str, plies: lis
     start, end = plies[0].number, plies[-1].number
     return (
         digest("exchange", cid, thread, str(start)), cid, thread, position, start, end,
-        min(times, default=None), max(times, default=None), user, assistant, files, list(tools),
+        min(times, default=None), max(times, default=None), user, assistant, files, orjson.dumps(list(tools)).decode(),
         count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, project, *tools),
     )  # fmt: skip
 
 
-def _insert(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
-    if not rows:
-        return
-    import pyarrow as pa
+_COLUMNS: dict[str, Kind] = {
+    "seq": "int", "exchange_id": "valid", "conversation_id": "valid", "thread": "text", "position": "int",
+    "ply_start": "int", "ply_end": "int", "started_at": "time", "ended_at": "time", "user_text": "valid",
+    "assistant_text": "valid", "files": "valid", "tools": "text", "num_tokens": "int", "content_hash": "valid",
+}  # fmt: skip
 
-    time = pa.timestamp("us", tz="UTC")
-    types = [
-        ("seq", pa.int64()), ("exchange_id", pa.string()), ("conversation_id", pa.string()), ("thread", pa.string()),
-        ("position", pa.int32()), ("ply_start", pa.int32()), ("ply_end", pa.int32()), ("started_at", time),
-        ("ended_at", time), ("user_text", pa.string()), ("assistant_text", pa.string()), ("files", pa.string()),
-        ("tools", pa.list_(pa.string())), ("num_tokens", pa.int32()), ("content_hash", pa.string()),
-    ]  # fmt: skip
-    columns = [pa.array(column, type=kind) for column, (_, kind) in zip(zip(*rows, strict=True), types, strict=True)]
-    table = pa.Table.from_arrays(columns, names=[name for name, _ in types])
-    con.register("fresh_exchanges", table)
-    con.execute("INSERT INTO exchanges SELECT * FROM fresh_exchanges")
-    con.unregister("fresh_exchanges")
+
+def _insert(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
+    if rows:
+        with registered(con, "fresh_exchanges", _COLUMNS, rows):
+            con.execute(
+                "INSERT INTO exchanges BY NAME "
+                "SELECT * REPLACE (from_json(tools, '[\"VARCHAR\"]') AS tools) FROM fresh_exchanges"
+            )

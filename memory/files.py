@@ -7,10 +7,10 @@ Deviations from the card's pattern: the scan is linear in the text; addresses, v
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from workbench.memory.shell_words import split_words
 from workbench.memory.types import FileTouch
 
 Action = Literal["read", "modified", "created", "deleted", "referenced"]
@@ -203,16 +203,21 @@ _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1(.*?)\n.*?(?:^\s*\2\s*$|\Z)", re.D
 _SEPARATORS = frozenset({"&&", "||", ";", "|", "&"})
 _READERS = frozenset({"cat", "head", "tail", "less", "more", "nl", "wc", "bat", "open", "view"})
 _DELETERS = frozenset({"rm", "unlink", "trash"})
+_MAKERS = frozenset({"touch", "tee"})
+# Without one of each of these no line yields a file: nearly all lines are spared the splitting.
+_NO_QUOTES = str.maketrans("", "", "'\"\\")
+_TOUCHES = re.compile(rf">|\b(?:mv|cp|sed|{'|'.join(sorted(_READERS | _DELETERS | _MAKERS))})\b")
+_FILE_LIKE = re.compile(rf"\w\.[A-Za-z]|{'|'.join(map(re.escape, sorted(_NAMES)))}")
 
 
 def _from_shell(command: str) -> Iterator[FileTouch]:
     """Files of a command line; a heredoc's body is no command. Quoting errors end the reading, without complaint."""
     for line in _HEREDOC.sub(r" \3\n", command[:MAX_COMMAND_CHARS]).splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        lexer.commenters = "#"
+        bare = line.translate(_NO_QUOTES)
+        if not (_TOUCHES.search(bare) and _FILE_LIKE.search(bare)):
+            continue
         try:
-            tokens = list(lexer)
+            tokens = split_words(line)
         except ValueError:
             continue
         simple: list[str] = []
@@ -254,7 +259,7 @@ def _from_simple_command(words: list[str]) -> Iterator[FileTouch]:
         action = "read"
     elif program in _DELETERS:
         action = "deleted"
-    elif program in ("touch", "tee"):
+    elif program in _MAKERS:
         action = "created"
     elif program == "sed":
         action = "modified" if any(a.startswith("-i") for a in arguments) else "read"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import duckdb
 
-from workbench.memory import exchanges, postings
+from workbench.memory import dense, exchanges, postings
 from workbench.memory.postings import Document
 
 VERBATIM = "verbatim"
@@ -25,6 +25,7 @@ def on_change(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> tu
     if rebuilt.removed:
         for (layer,) in con.execute("SELECT name FROM lexical_layers").fetchall():
             postings.remove(con, layer, rebuilt.removed)
+            dense.remove(con, layer, rebuilt.removed)
     postings.add(con, VERBATIM, TOKENIZER, rebuilt.added)
     postings.maintain(con)
     return len(rebuilt.added), rebuilt.unchanged

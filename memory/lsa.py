@@ -78,7 +78,7 @@ def learn_features(texts: Sequence[str], dim: int, max_features: int) -> Feature
     column = number[inverse]
     use = column >= 0
     row, column = counts.row[use], column[use]
-    idf = np.log((len(texts) + 1) / (df[kept] + 1)).astype(np.float32)
+    idf = np.log1p(len(texts) / df[kept]).astype(np.float32)
     weight = counts.weight[use] * idf[column]
     length = np.sqrt(np.bincount(row, weight**2, len(texts)))
     weight = (weight / np.where(length > 0, length, 1)[row]).astype(np.float32)

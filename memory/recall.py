@@ -21,7 +21,9 @@ from workbench.data.store import Store
 from workbench.errors import InputError
 from workbench.memory import fusion, index
 from workbench.memory.arms import Arms
+from workbench.memory.filters import Filters
 from workbench.memory.fusion import Arm
+from workbench.memory.postings import fetch
 from workbench.memory.show import iso
 from workbench.memory.tokenizers import get_tokenizer
 
@@ -30,19 +32,6 @@ LAYERS = ("verbatim", "distilled", "both")
 FUSIONS = ("combsum", "rrf", "combmnz", "card")
 #: Candidates that each arm hands to the fusion (card 001).
 CANDIDATES = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """Which exchanges may be found; None = all. Times are ISO 8601, a date means its first moment (UTC)."""
-
-    project: str | None = None
-    agent: str | None = None
-    since: str | None = None
-    until: str | None = None
-    file: str | None = None
-    room: str | None = None
-    tool: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,49 +174,13 @@ def calibrated_weights(con: duckdb.DuckDBPyConnection) -> dict[str, float] | Non
     return orjson.loads(row[0]) if row else None
 
 
-# -- filters --------------------------------------------------------------------------------------------------------
-
-
 def _allowed(con: duckdb.DuckDBPyConnection, filters: Filters) -> NDArray[np.int64] | None:
-    """The doc numbers that pass, None if the filters let everything pass."""
-    where, values = [], []
-    for column, value in (("c.project", filters.project), ("c.agent", filters.agent)):
-        if value:
-            where.append(f"({column} = ? OR {column} ILIKE ? ESCAPE '\\')")
-            values += [value, f"%{_escaped(value)}%"]
-    for operator, value in ((">=", filters.since), ("<", filters.until)):
-        if value:
-            where.append(f"e.started_at {operator} make_timestamptz(?::BIGINT)")
-            values.append(_moment(value))
-    if filters.file:
-        where.append("list_contains(list_transform(e.files->'$[*].path', p -> contains(p::VARCHAR, ?)), true)")
-        values.append(filters.file)
-    if filters.tool:
-        where.append("list_contains(e.tools, ?)")
-        values.append(filters.tool)
-    if filters.room:
-        where.append(
-            "e.exchange_id IN (SELECT m.exchange_id FROM memories m JOIN memory_rooms USING (memory_id) "
-            "JOIN rooms r USING (room_id) WHERE r.room_id = ? OR r.room_key = ? OR lower(r.label) = lower(?))"
-        )
-        values += [filters.room] * 3
-    if not where:
+    """The doc numbers that pass, None if everything passes."""
+    where, values = filters.sql()
+    if where == "true":
         return None
-    sql = "SELECT e.seq FROM exchanges e JOIN conversations c USING (conversation_id) WHERE " + " AND ".join(where)
-    return con.execute(sql, values).fetchnumpy()["seq"]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _moment(value: str) -> int:
-    from workbench.data.records import parse_time
-
-    micros = parse_time(value)
-    if micros is None:
-        raise InputError(f"{value!r} is no time; write it as 2026-01-31 or 2026-01-31T09:30:00Z.")
-    return micros
+    sql = f"SELECT e.seq FROM exchanges e JOIN conversations c USING (conversation_id) WHERE {where}"
+    return fetch(con, sql, values)["seq"]
 
 
 # -- hits -----------------------------------------------------------------------------------------------------------

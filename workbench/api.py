@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.data.store import Store
+from workbench.data.store import Store, default_path
 from workbench.memory.types import Distiller
 
 if TYPE_CHECKING:
     from workbench.data.ingest import Report
     from workbench.memory.distill import DistillReport
     from workbench.memory.recall import Filters, Hit
+
+#: More missing vectors than this are left to `distill`: a question should be answered soon.
+MAX_VECTORS_MADE_BY_RECALL = 2000
 
 StorePath = str | os.PathLike[str] | None
 
@@ -48,6 +53,7 @@ def distill(
     distiller: Callable[[Store], Distiller] | None = None,
     *,
     limit: int | None = None,
+    embedder: str | None = None,
     progress: Callable[[DistillReport], None] | None = None,
 ) -> DistillReport:
     """Makes memories of all exchanges that have none by this distiller.
@@ -55,11 +61,13 @@ def distill(
     Args:
         distiller: makes it from the open store (an LLM's answers are cached there); None = the built-in extractive one.
         limit: at most this many exchanges; None = all.
+        embedder: whose vectors are made of what has none yet (memory.vectors.CHOICES); None = as before, at first lsa.
         progress: called with the report so far after each commit.
 
     Raises: StoreError; EndpointError when a model server can do no request at all.
     """
     from workbench.data import spool
+    from workbench.memory import vectors
     from workbench.memory.distill import distill as run
     from workbench.memory.index import on_change, on_memories
 
@@ -69,7 +77,9 @@ def distill(
         distiller = lambda _: Extractive()  # noqa: E731
     with Store(store) as opened:
         spool.absorb(opened, on_change)
-        return run(opened, distiller(opened), on_memories=on_memories, limit=limit, progress=progress)
+        report = run(opened, distiller(opened), on_memories=on_memories, limit=limit, progress=progress)
+        report.vectors_added = vectors.update(opened, embedder)
+        return report
 
 
 def recall(
@@ -82,13 +92,23 @@ def recall(
     filters: Filters | None = None,
     **options: Any,
 ) -> list[Hit]:
-    """The exchanges that fit a query best; see workbench.memory.recall.Query for the options."""
+    """The exchanges that fit a query best; see workbench.memory.recall.Query for the options.
+
+    Notes that wait in the spool, and a few vectors that are missing, are taken in first if no other process writes.
+    """
+    from workbench.memory import vectors
     from workbench.memory.recall import Query
     from workbench.memory.recall import recall as run
 
+    wanted = Query(query, mode=mode, layer=layer, k=k, filters=filters, **options)
     absorb_if_free(store)
     with Store(store, read_only=True) as opened:
-        return run(opened, Query(query, mode=mode, layer=layer, k=k, filters=filters, **options))
+        missing = vectors.num_missing(opened.con) if mode != "keyword" else 0
+        if not 0 < missing <= MAX_VECTORS_MADE_BY_RECALL:
+            return run(opened, wanted)
+    _write_if_free(store, lambda opened: vectors.update(opened, learn=False))
+    with Store(store, read_only=True) as opened:
+        return run(opened, wanted)
 
 
 def show(id: str, store: StorePath = None, *, neighbours: int = 1) -> dict[str, Any]:
@@ -116,9 +136,7 @@ def remember(
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # a shell may hand in any bytes
     if not text.strip():
         raise InputError("There is nothing to remember: the text is empty.")
-    from workbench.data.store import default_path
-
-    path = default_path() if store is None else type(default_path())(store)
+    path = Path(store) if store is not None else default_path()
     session_id = "note-" + digest(text, project or "")
     parts = [Part("text", text), *(Part("file", name=name, data={"path": name}) for name in files)]
     note = Conversation(session_id, agent=agent, project=project)
@@ -130,22 +148,38 @@ def remember(
 
 def absorb_if_free(store: StorePath = None) -> None:
     """Takes in what waits in the spool, unless another process has the store; then that one will."""
-    from pathlib import Path
-
     from workbench.data import spool
-    from workbench.data.store import default_path
-    from workbench.errors import StoreError
 
     path = Path(store) if store is not None else default_path()
     if not spool.waiting(path):
         return
+    from workbench.memory import vectors
     from workbench.memory.index import on_change
 
-    try:
-        with Store(path, wait_seconds=0.2) as opened:
-            spool.absorb(opened, on_change)
-    except StoreError:  # busy: the other process takes it in; anything else is said by whoever opens the store next
+    def take_in(opened: Store) -> None:
+        spool.absorb(opened, on_change)
+        if vectors.current_model(opened.con):
+            vectors.update(opened, learn=False)
+
+    _write_if_free(path, take_in)
+
+
+_writing = threading.Lock()  # DuckDB lets two threads of a process write, and then fails one of them
+
+
+def _write_if_free(store: StorePath, work: Callable[[Store], object]) -> None:
+    """Does the work in the store if neither another thread nor another process has it."""
+    from workbench.errors import StoreBusy, StoreReadOnly
+
+    if not _writing.acquire(blocking=False):
         return
+    try:
+        with Store(store, wait_seconds=0.2) as opened:
+            work(opened)
+    except (StoreBusy, StoreReadOnly):
+        return
+    finally:
+        _writing.release()
 
 
 def stats(store: StorePath = None) -> dict[str, Any]:

@@ -48,6 +48,11 @@ _OPTION = re.compile(r"--[a-z][\w-]+")
 _ERRORS = [
     re.compile(rf"{name}\b(?::[ \t]?|[ \t])[^\n`]{{8,80}}") for name in ("rror", "xception", "panic", "FAIL", "fatal")
 ]
+# In the development corpus 95 % of the answers with these words changed files, and 74 % of those that did have them.
+_WORK_DONE = re.compile(
+    r"\b(?:[Ll]et me|I'll|I've|I have|[Nn]ow)(?: now| also| I)?"
+    r" (?:add|updat|fix|creat|writ|implement|edit|remov|chang|renam|refactor|replac)(?:e|ed|te|ten|d)?\b"
+)
 _MIN_ERROR_CHARS = 14
 _MIN_DETAIL_TOKENS = 7.0
 _MAX_CONCEPTS = 8  # of the terms of most value; the most frequent of them names the room
@@ -127,8 +132,8 @@ class Extractive:
     def _budget(self, exchange: Exchange) -> float:
         w = self.weights
         size = (len(exchange.user_text) + len(exchange.assistant_text)) / _CHARS_PER_TOKEN
-        changed = any(file.action in ("modified", "created", "deleted") for file in exchange.files)
-        return min(size, max(w.least, w.scale * size**w.exponent * (w.changed_files if changed else 1.0)))
+        factor = w.changed_files if _changed_files(exchange) else 1.0
+        return min(size, max(w.least, w.scale * size**w.exponent * factor))
 
     def _values(self, counts: Counter[str]) -> tuple[dict[str, float], dict[str, str]]:
         """Key → value and key → word as first written, both in the order of the text."""
@@ -161,13 +166,14 @@ class Extractive:
         limit = max(_MIN_DETAIL_TOKENS, budget * self.weights.detail_share)
         lexicon = self._lexicon
         for detail, factor in _details(exchange, limit * _CHARS_PER_TOKEN * 1.5).items():
-            tokens = count_tokens(detail)
-            if tokens > limit:
+            entries = dict.fromkeys(lexicon[word] for word in _tokens(detail))  # ordered: the sum is the same each time
+            worth = factor * sum(values.get(key, 0.0) for key, _, _ in entries)
+            if worth <= best_worth:
                 continue
-            keys = dict.fromkeys(lexicon[word][0] for word in _tokens(detail))  # ordered: the sum is the same each time
-            worth = factor * sum(values[key] for key in keys if key in values) / tokens**0.5
-            if worth > best_worth:
-                best, best_worth, best_keys = detail, worth, set(keys)
+            tokens = count_tokens(detail)
+            worth /= tokens**0.5
+            if worth > best_worth and tokens <= limit:
+                best, best_worth, best_keys = detail, worth, {key for key, _, _ in entries}
         if not best:
             coded = next((key for key in ranked if _CODED.search(words[key]) and lexicon[words[key]][2] <= limit), None)
             if coded:
@@ -201,6 +207,13 @@ class _Lexicon(dict[str, tuple[str, float, int]]):
             return self._weights.chatter * (min(len(low), 12) / 8) ** self._weights.length
         kind = self._weights.number if word[0].isdigit() else 1.0
         return kind * (min(len(low), 12) / 8) ** self._weights.length
+
+
+def _changed_files(exchange: Exchange) -> bool:
+    """From the tool calls; where the log tells of none, from the answer's words ("let me add", "I've updated")."""
+    if any(file.action in ("modified", "created", "deleted") for file in exchange.files):
+        return True
+    return not exchange.tools and _WORK_DONE.search(exchange.assistant_text) is not None
 
 
 def _is_chatter(low: str, key: str) -> bool:
@@ -266,13 +279,14 @@ def _core(written: dict[str, str], num_terms: int, texts: tuple[list[str], list[
     """
     clauses: list[dict[str, str]] = []
     answer_from = 0
+    relevant = written.keys() | _MARKS
     for tokens in texts:
         answer_from = len(clauses)
         clause: dict[str, str] = {}
-        for token in tokens:
+        for token in [token for token in tokens if token in relevant]:
             if token in written:
                 clause.setdefault(written[token], token)
-            elif clause and token in _MARKS:
+            elif clause:
                 clauses.append(clause)
                 clause = {}
         if clause:

@@ -32,15 +32,21 @@ _LEXICAL = ("lexical_layers", "lexical_documents", "lexical_postings", "lexical_
 Content = dict[str, Counter[tuple[Any, ...]]]
 
 
-def content(store: Path) -> Content:
-    """All rows of a store, without numbers and times of insertion; the index as each document's terms."""
+def content(store: Path, places: bool = True) -> Content:
+    """All rows of a store, without numbers and times of insertion; the index as each document's terms.
+
+    Args: places: with where in its source each message lies (spool files differ in that).
+    """
     with duckdb.connect(str(store), read_only=True) as con:
         con.execute("SET TimeZone = 'UTC'")
         tables = [r[0] for r in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()]
         found: Content = {}
         for table in tables:
             if table not in _LEXICAL:
-                left_out = "".join(f", {c}" for c in _NOT_CONTENT.get(table, ()))[2:]
+                names = _NOT_CONTENT.get(table, ())
+                if table == "messages" and not places:
+                    names = (*names, "source_offset", "source_length")
+                left_out = ", ".join(names)
                 columns = f"* EXCLUDE ({left_out})" if left_out else "*"
                 found[table] = Counter(con.execute(f'SELECT COLUMNS({columns})::VARCHAR FROM "{table}"').fetchall())
         if set(_LEXICAL) <= set(tables):
@@ -81,12 +87,13 @@ def difference(a: Content, b: Content) -> str:
     return "\n".join(lines)
 
 
-def verbatim(store: Path) -> Content:
+def verbatim(store: Path, places: bool = True) -> Content:
     """The rows that nothing may change once they are stored, without what is derived (threads)."""
-    rows = content(store)
+    rows = content(store, places)
+    left_out = "seq, thread" if places else "seq, thread, source_offset, source_length"
     with duckdb.connect(str(store), read_only=True) as con:
         con.execute("SET TimeZone = 'UTC'")
-        messages = con.execute("SELECT COLUMNS(* EXCLUDE (seq, thread))::VARCHAR FROM messages").fetchall()
+        messages = con.execute(f"SELECT COLUMNS(* EXCLUDE ({left_out}))::VARCHAR FROM messages").fetchall()
     return {"messages": Counter(messages), "parts": rows["parts"]}
 
 

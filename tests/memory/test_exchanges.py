@@ -129,25 +129,25 @@ def _tree(rng: random.Random, size: int) -> list[Message]:
     return messages
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_growing_equals_built_at_once(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    messages = _tree(rng, 60)
+    messages = _tree(rng, 40)
     start = [Conversation("s", agent="x", project="/w")]
     at_once, grown = tmp_path / "once.duckdb", tmp_path / "grown.duckdb"
     _grow(at_once, [*start, *messages])
-    cuts = sorted(rng.sample(range(1, len(messages)), 7))
+    cuts = sorted(rng.sample(range(1, len(messages)), 5))
     for low, high in zip([0, *cuts], [*cuts, len(messages)], strict=True):
         _grow(grown, [*start, *messages[low:high]])
         if rng.random() < 0.4:
             api.distill(grown)
         _check_numbers(grown)
-    assert not helpers.difference(helpers.verbatim(at_once), helpers.verbatim(grown))
+    assert not helpers.difference(helpers.verbatim(at_once, places=False), helpers.verbatim(grown, places=False))
     api.distill(at_once)
-    before = helpers.verbatim(grown)
+    before = helpers.verbatim(grown, places=False)
     api.distill(grown)
-    assert not helpers.difference(before, helpers.verbatim(grown))
-    one, two = helpers.content(at_once), helpers.content(grown)
+    assert not helpers.difference(before, helpers.verbatim(grown, places=False))
+    one, two = helpers.content(at_once, places=False), helpers.content(grown, places=False)
     for rows in (one, two):  # rooms stay when the memories that made them go
         del rows["rooms"]
     assert not helpers.difference(one, two)

@@ -102,9 +102,10 @@ def test_drill_down_is_byte_identical_with_the_log(filled: Cli) -> None:
         words = set()
         for row in rows:
             try:
-                content = json.loads(row).get("message", {}).get("content")
+                record = json.loads(row)
             except ValueError:
                 continue
+            content = record.get("message", record).get("content")  # queued words stand in the record itself
             blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             words |= {block["text"] for block in blocks if block.get("type") == "text"}
         shown = filled("show", hit["memory_id"], "--json")[1]

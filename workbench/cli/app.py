@@ -10,7 +10,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from workbench.errors import WorkbenchError
@@ -61,17 +60,23 @@ def run(arguments: Sequence[str]) -> int:
     except WorkbenchError as error:
         _complain(str(error))
         return error.exit_code
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except typer.Abort:
+        return _interrupted()
+    except typer.TyperException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("Interrupted. What was committed is kept; run the same command again to go on.")
-        return 130
+    except KeyboardInterrupt:
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _interrupted() -> int:
+    _complain("Interrupted. What was committed is kept; run the same command again to go on.")
+    return 130
 
 
 def _complain(message: str) -> None:

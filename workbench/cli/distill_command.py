@@ -24,6 +24,9 @@ def distill(
     context: typer.Context,
     distiller: Annotated[str, typer.Option(help="extractive (built in, no model) or llm.")] = "extractive",
     limit: Annotated[int | None, typer.Option(help="At most this many exchanges in this run.")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="lsa (learnt from your logs), hashed, or sentence-transformers/MODEL.")
+    ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Where the model is served, e.g. http://localhost:8000/v1.", rich_help_panel=LLM)
     ] = None,
@@ -80,7 +83,7 @@ def distill(
             say(f"{report.memories_added:,} memories, {report.failed:,} failed")
 
         chosen = make_llm if distiller == "llm" else None
-        report = api.distill(context.obj, chosen, limit=limit, progress=look)
+        report = api.distill(context.obj, chosen, limit=limit, embedder=embedder, progress=look)
     usage = made[0].usage.as_json() if made else None
     print_json({**report.as_json(), **({"usage": usage} if usage else {})}) if json else _print(report, usage)
 

@@ -1,0 +1,395 @@
+"""ingest: twice, growing, cut, replaced, moved and broken logs; what JSON allows and programs write nevertheless."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workbench import api
+from workbench.data import importers, ingest
+from workbench.data.ingest import Report
+from workbench.data.store import Store
+from workbench.errors import InputError
+
+_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
+assert _spec
+assert _spec.loader
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+
+SAMPLES = Path(__file__).parents[2] / "data/samples"
+LOGS = sorted(p for p in SAMPLES.rglob("*") if p.is_file() and p.suffix != ".md")
+GROWING = [p for p in LOGS if p.suffix == ".jsonl"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store" / "w.duckdb"
+
+
+def query(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with Store(path, read_only=True) as store:
+        return store.con.execute(sql, list(parameters)).fetchall()
+
+
+def quarantined(path: Path) -> list[tuple[Any, ...]]:
+    return query(path, "SELECT byte_offset, byte_length, reason, raw, unfinished FROM quarantine ORDER BY path, byte_offset")
+
+
+def added(report: Report) -> tuple[int, int, int]:
+    return report.conversations_added, report.messages_added, report.exchanges_added
+
+
+# -- twice, and bit by bit --------------------------------------------------------------------------------------------
+
+
+def test_all_samples_twice(path: Path) -> None:
+    first = api.ingest([SAMPLES], path)
+    assert first.conversations_added > 10
+    before = helpers.content(path)
+    second = api.ingest([SAMPLES], path)
+    assert added(second) == (0, 0, 0)
+    assert second.bytes_read == 0
+    assert second.conversations_unchanged == len(query(path, "SELECT * FROM conversations"))
+    assert second.messages_unchanged == first.messages_added
+    assert not helpers.difference(before, helpers.content(path))
+    # Read again from the start, as after a change of the clock of each file.
+    with Store(path) as store:
+        store.con.execute("UPDATE sources SET mtime_ns = 0, bytes_read = 0, fingerprint = ''")
+    third = api.ingest([SAMPLES], path)
+    assert added(third) == (0, 0, 0)
+    assert third.bytes_read > 100_000
+    assert not helpers.difference(before, helpers.content(path))
+
+
+@pytest.mark.parametrize("sample", GROWING, ids=lambda p: f"{p.parent.name}-{p.stem[:12]}")
+def test_growing_log_reads_only_what_is_new(path: Path, tmp_path: Path, sample: Path) -> None:
+    """Cut at line ends and in the middle of lines; each step reads the bytes that the step before did not."""
+    rng = random.Random(sample.name)
+    whole = sample.read_bytes()
+    format = api.ingest([sample], tmp_path / "once.duckdb").formats.most_common(1)[0][0]
+    ends = [i + 1 for i, c in enumerate(whole) if c == 10]
+    cuts = sorted({*rng.sample(ends, min(3, len(ends))), *(rng.randrange(1, len(whole)) for _ in range(2)), len(whole)})
+    log, done = tmp_path / sample.name, 0
+    for cut in cuts:
+        log.write_bytes(whole[:cut])
+        report = api.ingest([log], path, format=format)
+        line_start = whole.rfind(b"\n", 0, cut) + 1
+        rest = whole[line_start:cut]
+        is_unfinished = bool(rest.strip()) and not _is_json(rest)
+        if query(path, "SELECT 1 FROM sources WHERE bytes_read > 0"):
+            assert report.bytes_read == cut - done
+            assert [row[0] for row in quarantined(path) if row[4]] == ([line_start] if is_unfinished else [])
+            done = line_start if is_unfinished else cut
+        assert api.ingest([log], path, format=format).messages_added == 0
+    once, grown = helpers.content(tmp_path / "once.duckdb"), helpers.content(path)
+    for rows in (once, grown):
+        del rows["sources"], rows["conversations"], rows["quarantine"]  # their path differs
+    for table in ("messages", "parts", "exchanges", "index"):
+        assert len(once[table]) == len(grown[table]), table
+    columns = "* EXCLUDE (source_id, path, first_seq, meta)"
+    sql = f"SELECT {columns.replace('meta', 'active_leaf, meta')} REPLACE (epoch_us(started_at) AS started_at, epoch_us(ended_at) AS ended_at) FROM conversations ORDER BY ALL"
+    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
+    sql = "SELECT conversation_id, ply, role, native_id, parent_native_id, thread, tokens_in, tokens_out, meta, source_offset FROM messages ORDER BY ALL"
+    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
+    sql = "SELECT message_id, ordinal, kind, text, name, call_id, is_error, data FROM parts ORDER BY ALL"
+    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
+    assert [r for r in quarantined(path)] == quarantined(tmp_path / "once.duckdb")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _session(name: str, turns: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    return helpers.claude_session(random.Random(seed), name, turns)
+
+
+def test_unfinished_line_leaves_quarantine_when_it_is_completed(path: Path, tmp_path: Path) -> None:
+    log = helpers.write_jsonl(tmp_path / "a.jsonl", _session("s"))
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-40])
+    report = api.ingest([log], path)
+    assert report.quarantined == 1
+    [(offset, length, reason, raw, unfinished)] = quarantined(path)
+    assert (offset, bytes(raw), unfinished) == (whole[:-1].rfind(b"\n") + 1, whole[whole[:-1].rfind(b"\n") + 1 : -40], True)
+    assert length == len(raw)
+    assert "still being written" in reason
+    log.write_bytes(whole)
+    report = api.ingest([log], path)
+    assert (report.quarantined, report.messages_added, report.bytes_read) == (0, 1, len(whole) - offset)
+    assert quarantined(path) == []
+
+
+def test_truncated_replaced_and_rotated(path: Path, tmp_path: Path) -> None:
+    log = helpers.write_jsonl(tmp_path / "a.jsonl", _session("one"))
+    whole = log.read_bytes()
+    api.ingest([log], path)
+    before = helpers.verbatim(path)
+    log.write_bytes(whole[: len(whole) // 2])
+    assert api.ingest([log], path).messages_added == 0
+    log.write_bytes(b"")
+    assert added(api.ingest([log], path)) == (0, 0, 0)
+    assert not before["parts"] - helpers.verbatim(path)["parts"], "what was stored stays"
+    helpers.write_jsonl(log, _session("two", turns=9, seed=2))
+    report = api.ingest([log], path)
+    assert (report.conversations_added, report.bytes_read) == (1, log.stat().st_size)
+    log.rename(tmp_path / "a.jsonl.1")
+    helpers.write_jsonl(log, _session("three", seed=3))
+    report = api.ingest([tmp_path], path)
+    assert report.conversations_added == 1
+    assert report.conversations_updated == 0
+    assert [r[0] for r in query(path, "SELECT session_id FROM conversations ORDER BY 1")] == ["one", "three", "two"]
+
+
+def test_moved_file_and_session_in_two_files(path: Path, tmp_path: Path) -> None:
+    rows = _session("s", turns=6)
+    a = helpers.write_jsonl(tmp_path / "a.jsonl", rows[:18])
+    b = helpers.write_jsonl(tmp_path / "b.jsonl", rows[12:])
+    once = helpers.write_jsonl(tmp_path / "once.jsonl", rows)
+    api.ingest([a, b], path)
+    api.ingest([once], tmp_path / "once.duckdb")
+    sql = "SELECT message_id, ply, role, thread FROM messages ORDER BY ALL"
+    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
+    assert query(path, "SELECT count(*) FROM conversations") == [(1,)]
+    moved = tmp_path / "elsewhere" / "c.jsonl"
+    moved.parent.mkdir()
+    a.rename(moved)
+    report = api.ingest([moved], path)
+    assert added(report) == (0, 0, 0)
+    assert report.messages_unchanged > 0
+
+
+def test_forced_format(path: Path, tmp_path: Path) -> None:
+    log = helpers.write_jsonl(tmp_path / "a.jsonl", _session("s"))
+    wrong = api.ingest([log], path, format="sharegpt")
+    assert wrong.messages_added == 0
+    assert wrong.quarantined + sum(wrong.skipped.values()) == len(log.read_bytes().splitlines())
+    right = api.ingest([log], path, format="claude_code")
+    assert right.conversations_added == 1, "another format reads from the start"
+    with pytest.raises(InputError, match="'claude'.*claude_code"):
+        api.ingest([log], path, format="claude")
+
+
+def test_interrupted_in_the_middle_of_a_file_goes_on_there(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = helpers.write_jsonl(tmp_path / "many.jsonl", helpers.many_conversations(random.Random(4), 400))
+    api.ingest([log], tmp_path / "once.duckdb")
+    monkeypatch.setattr(ingest, "COMMIT_BYTES", 20_000)
+    calls = 0
+    original = ingest._Ingest._commit
+
+    def commit(self: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(ingest._Ingest, "_commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        api.ingest([log], path)
+    [(size, read)] = query(path, "SELECT size_bytes, bytes_read FROM sources")
+    assert size == -1
+    assert 3 * 20_000 <= read < log.stat().st_size / 2, "commits are this far apart, not at every conversation"
+    report = api.ingest([log], path)
+    assert report.bytes_read == log.stat().st_size - read
+    assert not helpers.difference(helpers.content(tmp_path / "once.duckdb"), helpers.content(path))
+
+
+# -- what JSON allows, and what programs write nevertheless -----------------------------------------------------------
+
+
+def _line(text: str) -> bytes:
+    return (
+        b'{"workbench":1,"type":"message","session_id":"s","role":"user","native_id":"n%d","parts":[{"kind":"text","text":"x"},'
+        b'{"kind":"tool_call","data":%s}]}\n' % (len(text), text.encode())
+    )
+
+
+def _messages(path: Path) -> list[tuple[Any, ...]]:
+    return query(path, "SELECT m.native_id, p.data, m.meta FROM messages m JOIN parts p USING (message_id) WHERE p.kind = 'tool_call'")
+
+
+@pytest.mark.parametrize(
+    ("json_text", "stored", "is_repaired"),
+    [
+        (r'"\ud83d alone"', '"\ufffd alone"', True),
+        (r'"\ude00\ud83d\ude00"', '"\ufffd\U0001f600"', True),
+        (r'"\\ud83d"', r'"\\ud83d"', False),
+        (r'{"\udc00":1}', '{"\ufffd":1}', True),
+        ("[NaN,Infinity,-Infinity]", "[null,null,null]", True),
+        ("123456789012345678901234567890", "1.2345678901234568e29", False),
+        (r'"a\u0000b"', r'"a\u0000b"', False),
+    ],
+)
+def test_json_that_orjson_refuses(path: Path, tmp_path: Path, json_text: str, stored: str, is_repaired: bool) -> None:
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(_line(json_text))
+    assert api.ingest([log], path).quarantined == 0
+    [(_, data, meta)] = _messages(path)
+    assert orjson.loads(data) == orjson.loads(stored)
+    assert (orjson.loads(meta or "{}").get("json_repaired") is True) == is_repaired
+
+
+@pytest.mark.parametrize("depth", [200, 300, 900, 1015])
+def test_deep_nesting_is_kept(path: Path, tmp_path: Path, depth: int) -> None:
+    log, nested = tmp_path / "a.jsonl", "[" * depth + "]" * depth
+    log.write_bytes(_line(nested))
+    assert api.ingest([log], path).quarantined == 0
+    [(_, data, _)] = _messages(path)
+    value = orjson.loads(data)
+    assert data == nested or value == nested
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}\n", "nested too deeply"),
+        (b'{"a": \n', "not JSON"),
+        (b'{"a":"\xff\xfe"}\n', "not JSON"),
+        (b"[1]\n", "a JSON object was expected, not an array"),
+        (b'{"type":"message"}\n', "unexpected shape"),
+    ],
+)
+def test_lines_that_cannot_be_read(path: Path, tmp_path: Path, line: bytes, reason: str) -> None:
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(_line("1") + line + _line("22"))
+    report = api.ingest([log], path)
+    assert (report.messages_added, report.quarantined) == (2, 1)
+    [(offset, length, why, raw, unfinished)] = quarantined(path)
+    assert (offset, length, bytes(raw), unfinished) == (len(_line("1")), len(line), line, False)
+    assert why.startswith(reason)
+    helpers_exit = helpers.workbench(tmp_path / "cli.duckdb", "ingest", log, "--json")
+    assert helpers_exit.returncode == 3
+
+
+def test_byte_order_mark_and_nul(path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "a.jsonl"
+    text = 'nul \\u0000 and \\ufeff'
+    line = '{"workbench":1,"type":"message","session_id":"s","role":"user","parts":[{"kind":"text","text":"%s"}]}\n' % text
+    log.write_bytes(b"\xef\xbb\xbf" + line.encode())
+    assert api.ingest([log], path).quarantined == 0
+    assert query(path, "SELECT text FROM parts") == [("nul \0 and \ufeff",)]
+
+
+def test_messages_keep_apart_what_only_a_separator_joins(path: Path, tmp_path: Path) -> None:
+    """Ids are hashes of content: two messages of one native id differ, however their parts are cut."""
+    rows = [
+        {"workbench": 1, "type": "message", "session_id": "s", "role": "user", "native_id": "n", "parts": parts}
+        for parts in (
+            [{"kind": "text", "text": "a\0text\0b"}],
+            [{"kind": "text", "text": "a"}, {"kind": "text", "text": "b"}],
+            [{"kind": "text", "text": "a\0None\0None\0text\0b"}],
+        )
+    ]
+    helpers.write_jsonl(tmp_path / "a.jsonl", rows)
+    assert api.ingest([tmp_path / "a.jsonl"], path).messages_added == 3
+    assert api.ingest([tmp_path], path).messages_added == 0
+
+
+# -- any bytes --------------------------------------------------------------------------------------------------------
+
+_CHUNKS = [line for p in LOGS for line in p.read_bytes().splitlines(keepends=True)[:6] if len(line) < 4000]
+
+
+def _spoil(draw: Callable[..., Any], whole: bytes) -> bytes:
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(content)))
+        how = draw(st.sampled_from(["flip", "cut", "insert", "repeat"]))
+        if how == "flip" and at < len(content):
+            content[at] = draw(st.integers(0, 255))
+        elif how == "cut":
+            del content[at : at + draw(st.integers(1, 300))]
+        elif how == "insert":
+            content[at:at] = draw(st.sampled_from([b"\n", b"\0", b'"', b"{", b"]", b"\xff", b'\\ud83d', b"NaN", b"[" * 300]))
+        else:
+            content[at:at] = content[at : at + draw(st.integers(1, 500))]
+    return bytes(content)
+
+
+@st.composite
+def broken_logs(draw: Callable[..., Any]) -> bytes:
+    kind = draw(st.sampled_from(["bytes", "lines", "sample", "sample"]))
+    if kind == "bytes":
+        return draw(st.binary(max_size=400))
+    if kind == "lines":
+        return b"".join(draw(st.lists(st.sampled_from(_CHUNKS), max_size=5)))
+    return _spoil(draw, draw(st.sampled_from(LOGS)).read_bytes()[: draw(st.sampled_from([3000, 40_000]))])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any")
+
+
+@pytest.mark.parametrize("format", [None, *importers.IMPORTERS])
+def test_any_bytes(shared: Path, format: str | None) -> None:
+    store, log = shared / f"{format}.duckdb", shared / f"{format}.log"
+
+    @settings(max_examples=14, deadline=None, database=None, derandomize=True,
+              suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
+    @given(broken_logs())
+    def check(content: bytes) -> None:
+        log.write_bytes(content)
+        first = _run(opened, log, format)
+        if content.strip() and not first.not_logs:
+            seen = first.messages_added + first.messages_unchanged + sum(first.skipped.values()) + first.quarantined
+            assert seen or first.conversations_added + first.conversations_unchanged, content[:200]
+        with opened.transaction() as con:
+            con.execute("UPDATE sources SET mtime_ns = 0")
+        again = _run(opened, log, format)
+        assert added(again) == (0, 0, 0), content[:200]
+
+    with Store(store) as opened:
+        check()
+
+
+def _run(store: Store, log: Path, format: str | None) -> Report:
+    from workbench.memory.index import on_change
+
+    return ingest.ingest(store, [str(log)], format=format, on_change=on_change)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+_PEAK = "import resource, sys\nfrom workbench.cli.app import run\ncode = run(sys.argv[1:])\n" \
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)\nsys.exit(code)"  # fmt: skip
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """Peak memory of one session of 25 and of 100 MB: tool results dominate, as they do in real logs."""
+    peaks = []
+    for turns in (250, 1000):
+        rng = random.Random(turns)
+        log = tmp_path / f"{turns}.jsonl"
+        with log.open("w") as f:
+            for row in helpers.claude_session(rng, "s", turns, result_bytes=100_000):
+                f.write(json.dumps(row) + "\n")
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, "--store", str(tmp_path / f"{turns}.duckdb"), "ingest", str(log), "--json"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append((log.stat().st_size >> 20, int(done.stderr)))
+        log.unlink()
+    (small, low), (large, high) = peaks
+    assert large > 3.5 * small
+    assert high - low < (large - small) * 0.75 + 40, peaks
