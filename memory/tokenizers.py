@@ -15,7 +15,7 @@ from workbench.errors import InputError
 
 _MAX_CACHED = 1_000_000
 _MAX_TERM_CHARS = 64  # a SHA-256 in hex still fits; what is longer is data and is cut
-_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+")
+_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 # Function words of English, as the patterns below leave them (an apostrophe divides).
@@ -106,7 +106,8 @@ def _analyse(rule: Tokenizer, token: str) -> list[str]:
         # These scripts write no spaces: overlapping pairs of characters stand in for words.
         words = [lowered[i : i + 2] for i in range(max(1, len(lowered) - 1))]
     else:
-        words = [part.lower() for part in _PARTS.findall(token[:_MAX_TERM_CHARS])]
+        token = token[:_MAX_TERM_CHARS]
+        words = [part.lower() for part in (_PARTS.findall(token) if token.isascii() else token.split("_")) if part]
         if rule.joined and len(words) > 1:
             words.append(lowered.replace("_", ""))
     if rule.stop:

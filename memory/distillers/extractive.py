@@ -166,14 +166,14 @@ class Extractive:
         limit = max(_MIN_DETAIL_TOKENS, budget * self.weights.detail_share)
         lexicon = self._lexicon
         for detail, factor in _details(exchange, limit * _CHARS_PER_TOKEN * 1.5).items():
-            entries = dict.fromkeys(lexicon[word] for word in _tokens(detail))  # ordered: the sum is the same each time
-            worth = factor * sum(values.get(key, 0.0) for key, _, _ in entries)
+            keys = dict.fromkeys(lexicon[word][0] for word in _tokens(detail))  # ordered: the sum is the same each time
+            worth = factor * sum(values.get(key, 0.0) for key in keys)
             if worth <= best_worth:
                 continue
             tokens = count_tokens(detail)
             worth /= tokens**0.5
             if worth > best_worth and tokens <= limit:
-                best, best_worth, best_keys = detail, worth, {key for key, _, _ in entries}
+                best, best_worth, best_keys = detail, worth, set(keys)
         if not best:
             coded = next((key for key in ranked if _CODED.search(words[key]) and lexicon[words[key]][2] <= limit), None)
             if coded:
