@@ -151,7 +151,7 @@ class Writer:
         rows, contents = [], []
         for part in record.parts:
             text, data = part.text, None if part.data is None else _dumps(part.data)
-            content = f"{part.kind}\0{text}\0{part.call_id}\0{data}"
+            content = f"{part.kind}\0{len(text)}\0{text}\0{part.call_id}\0{data}"  # text may hold any character
             try:
                 encoded = content.encode()
             except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold

@@ -69,7 +69,9 @@ class Query:
 
 @dataclass(slots=True)
 class Hit:
-    """An exchange that was found. `core` and `context` are None where it was not distilled."""
+    """An exchange that was found. `core` and `context` are None where it was not distilled; `asked` is the beginning of
+    the user's words, for people; `quote` is what a prompt gets.
+    """
 
     memory_id: str | None
     exchange_id: str
@@ -88,6 +90,7 @@ class Hit:
     agent: str | None = None
     title: str | None = None
     thread: str = ""
+    asked: str = ""
     quote: str = field(default="", repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -209,15 +212,22 @@ def _hits(
             continue
         _, memory_id, eid, cid, format, path, session, start, end, at, core, context, files, project, agent = row[:15]
         memory = f"{core}\n{context}" if context else core
+        asked = _beginning(row[17])
         hits.append(
             Hit(
                 memory_id, eid, cid, {"format": format, "path": path, "session_id": session}, start, end, iso(at),
                 round(score, 6), _why(doc, found, terms, f"{row[17]} {row[18]} {memory or ''}"), core, context,
                 orjson.loads(files), rooms.get(memory_id or "", []), project, agent, row[15], row[16],
-                quote=memory or row[17][:400],
+                asked=asked, quote=f"asked: {asked}\n{memory}" if memory else row[17][:400],
             )
         )  # fmt: skip
     return hits
+
+
+def _beginning(text: str, chars: int = 160) -> str:
+    """The first line of a text that says something, cut at a word."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= chars else line[:chars].rsplit(" ", 1)[0] + " …"
 
 
 def _rooms(con: duckdb.DuckDBPyConnection, memory_ids: Sequence[str]) -> dict[str, list[str]]:

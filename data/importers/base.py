@@ -118,7 +118,7 @@ def _loads_or_none(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return None
+        return _repaired(raw) if b"\\u" in raw or b"NaN" in raw or b"Infinity" in raw else None
 
 
 def unreadable(offset: int, raw: bytes, reason: str, unfinished: bool = False) -> Unreadable:

@@ -30,7 +30,8 @@ _spec.loader.exec_module(helpers)
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 LOGS = sorted(p for p in SAMPLES.rglob("*") if p.is_file() and p.suffix != ".md")
-GROWING = [p for p in LOGS if p.suffix == ".jsonl"]
+#: Formats to which the program that writes them adds line by line.
+GROWING = [p for p in LOGS if p.suffix == ".jsonl" and p.parent.name in ("claude_code", "codex", "gemini_cli", "pi", "openai_chat")]
 
 
 @pytest.fixture
@@ -81,31 +82,29 @@ def test_growing_log_reads_only_what_is_new(path: Path, tmp_path: Path, sample: 
     format = api.ingest([sample], tmp_path / "once.duckdb").formats.most_common(1)[0][0]
     ends = [i + 1 for i, c in enumerate(whole) if c == 10]
     cuts = sorted({*rng.sample(ends, min(3, len(ends))), *(rng.randrange(1, len(whole)) for _ in range(2)), len(whole)})
-    log, done = tmp_path / sample.name, 0
+    log = tmp_path / sample.name
     for cut in cuts:
         log.write_bytes(whole[:cut])
+        done = query(path, "SELECT bytes_read FROM sources")[0][0] if path.exists() else 0
         report = api.ingest([log], path, format=format)
         line_start = whole.rfind(b"\n", 0, cut) + 1
         rest = whole[line_start:cut]
         is_unfinished = bool(rest.strip()) and not _is_json(rest)
+        assert report.bytes_read == cut - done
         if query(path, "SELECT 1 FROM sources WHERE bytes_read > 0"):
-            assert report.bytes_read == cut - done
             assert [row[0] for row in quarantined(path) if row[4]] == ([line_start] if is_unfinished else [])
-            done = line_start if is_unfinished else cut
         assert api.ingest([log], path, format=format).messages_added == 0
-    once, grown = helpers.content(tmp_path / "once.duckdb"), helpers.content(path)
-    for rows in (once, grown):
-        del rows["sources"], rows["conversations"], rows["quarantine"]  # their path differs
-    for table in ("messages", "parts", "exchanges", "index"):
-        assert len(once[table]) == len(grown[table]), table
-    columns = "* EXCLUDE (source_id, path, first_seq, meta)"
-    sql = f"SELECT {columns.replace('meta', 'active_leaf, meta')} REPLACE (epoch_us(started_at) AS started_at, epoch_us(ended_at) AS ended_at) FROM conversations ORDER BY ALL"
-    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
-    sql = "SELECT conversation_id, ply, role, native_id, parent_native_id, thread, tokens_in, tokens_out, meta, source_offset FROM messages ORDER BY ALL"
-    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
-    sql = "SELECT message_id, ordinal, kind, text, name, call_id, is_error, data FROM parts ORDER BY ALL"
-    assert query(path, sql) == query(tmp_path / "once.duckdb", sql)
-    assert [r for r in quarantined(path)] == quarantined(tmp_path / "once.duckdb")
+    once = tmp_path / "once.duckdb"
+    # What a resumed importer cannot know is where a message hangs that it read in an earlier run.
+    for sql in (
+        "SELECT COLUMNS(* EXCLUDE (source_id, path, first_seq, meta, model))::VARCHAR FROM conversations ORDER BY ALL",
+        "SELECT COLUMNS(* EXCLUDE (seq, source_id, parent_native_id))::VARCHAR FROM messages ORDER BY ALL",
+        "SELECT COLUMNS(* EXCLUDE seq)::VARCHAR FROM parts ORDER BY ALL",
+    ):
+        assert query(path, sql) == query(once, sql)
+    for table in ("exchanges", "index"):
+        assert helpers.content(path)[table] == helpers.content(once)[table], table
+    assert quarantined(path) == quarantined(once)
 
 
 def _is_json(line: bytes) -> bool:
@@ -374,22 +373,33 @@ _PEAK = "import resource, sys\nfrom workbench.cli.app import run\ncode = run(sys
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)\nsys.exit(code)"  # fmt: skip
 
 
-@pytest.mark.slow
+def _peak(log: Path, store: Path) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, "--store", str(store), "ingest", str(log), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(done.stderr)
+
+
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Peak memory of one session of 25 and of 100 MB: tool results dominate, as they do in real logs."""
-    peaks = []
-    for turns in (250, 1000):
-        rng = random.Random(turns)
-        log = tmp_path / f"{turns}.jsonl"
+    """Peak memory (MiB) of a file of many conversations does not grow with it, that of one conversation slowly."""
+    rng, peaks, sizes = random.Random(6), [], []
+    rows = helpers.many_conversations(rng, 30)
+    filler = " ".join(helpers._sentence(rng) for _ in range(600))
+    for copies in (10, 40):
+        log = tmp_path / "many.jsonl"
         with log.open("w") as f:
-            for row in helpers.claude_session(rng, "s", turns, result_bytes=100_000):
-                f.write(json.dumps(row) + "\n")
-        done = subprocess.run(
-            [sys.executable, "-c", _PEAK, "--store", str(tmp_path / f"{turns}.duckdb"), "ingest", str(log), "--json"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        peaks.append((log.stat().st_size >> 20, int(done.stderr)))
-        log.unlink()
-    (small, low), (large, high) = peaks
-    assert large > 3.5 * small
-    assert high - low < (large - small) * 0.75 + 40, peaks
+            for i in range(copies):
+                for j, row in enumerate(rows):
+                    f.write(json.dumps({"messages": [*row["messages"], {"role": "tool", "content": f"{i} {j} {filler}"}]}) + "\n")
+        peaks.append(_peak(log, tmp_path / f"many{copies}.duckdb"))
+        sizes.append(log.stat().st_size >> 20)
+    assert sizes[1] > 3.5 * sizes[0] > 30, sizes
+    assert peaks[1] - peaks[0] < 60, (sizes, peaks)
+    ones = []
+    for turns in (100, 400):
+        session = helpers.claude_session(rng, f"s{turns}", turns, result_bytes=100_000)
+        log = helpers.write_jsonl(tmp_path / f"{turns}.jsonl", session)
+        ones.append((log.stat().st_size / 2**20, _peak(log, tmp_path / f"one{turns}.duckdb")))
+    (small, low), (large, high) = ones
+    assert high - low < 5 * (large - small), ones

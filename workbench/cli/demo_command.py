@@ -42,8 +42,9 @@ def _print(result: dict[str, Any], store: Path) -> None:
         for hit in answer["hits"][:2]:
             typer.secho(f"  {hit['exchange_id']}", fg="cyan", nl=False)
             typer.echo(f" · {hit['agent'] or hit['source']['format']} · {(hit['started_at'] or '')[:10]}")
-            for line in hit["quote"].splitlines()[:2]:
-                typer.echo(f"    {line[:150]}")
+            typer.echo(f"    “{hit['asked'][:110]}”")
+            for line in filter(None, (hit["core"], hit["context"])):
+                typer.secho(f"    {line[:110]}", fg="green")
     first = next((a["hits"][0]["exchange_id"] for a in result["answers"] if a["hits"]), "ID")
     typer.secho("\nTry next", bold=True)
     typer.echo(f"  workbench --store {store} recall 'database is locked' --json")

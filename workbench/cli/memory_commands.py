@@ -55,8 +55,9 @@ def _print_hits(query: str, hits: list[Hit]) -> None:
         when = f" · {hit.started_at[:16].replace('T', ' ')}" if hit.started_at else ""
         typer.secho(f"{i}. {hit.exchange_id}", fg="cyan", bold=True, nl=False)
         typer.echo(f" · {hit.score:.3f}{when} · {hit.agent or hit.source['format']} · {hit.project or ''}")
-        for line in (hit.quote or "").splitlines()[:4]:
-            typer.echo(f"   {line[:200]}")
+        typer.echo(f"   “{hit.asked}”")
+        for line in filter(None, (hit.core, hit.context)):
+            typer.secho(f"   {line[:200]}", fg="green")
         names = [f"{f['path'].rsplit('/', 1)[-1]} ({f['action']})" for f in hit.files[:4]]
         if names:
             typer.secho(f"   files: {', '.join(names)}{' …' if len(hit.files) > 4 else ''}", dim=True)
