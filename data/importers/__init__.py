@@ -6,7 +6,9 @@ from importlib import import_module
 
 from workbench.data.importers.base import Importer, Probe
 
-#: Module names, in the order in which they are asked; the highest `detect` wins, the first on a tie.
+#: Of `detect`: those that come after need not be asked, which costs as much as reading a small log.
+CERTAIN = 96
+#: Module names, in the order in which they are asked; the first that is CERTAIN wins, else the highest `detect`.
 IMPORTERS = (
     "claude_code", "codex", "gemini_cli", "pi", "chatgpt", "claude_ai", "openai_chat", "sharegpt",
     "swe_agent", "openhands", "atif", "otel", "langsmith", "langfuse", "workbench_log",
@@ -20,6 +22,11 @@ def importer(name: str) -> Importer:
 
 def detect(probe: Probe) -> str | None:
     """The name of the format that the content looks most like; None where no importer knows it."""
-    scores = [(importer(name).detect(probe), name) for name in IMPORTERS]
-    best = max(scores, key=lambda pair: pair[0])
-    return best[1] if best[0] > 0 else None
+    best_score, best = 0, None
+    for name in IMPORTERS:
+        score = importer(name).detect(probe)
+        if score > best_score:
+            best_score, best = score, name
+        if score >= CERTAIN:
+            break
+    return best

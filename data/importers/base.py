@@ -111,7 +111,12 @@ class Probe:
 
     def has_keys(self, *keys: str) -> bool:
         """Whether all of the names stand as JSON keys somewhere in the head (nested ones included)."""
-        return all(b'"%s"' % key.encode() in self.head for key in keys)
+        return all(key.encode() in self._quoted for key in keys)
+
+    @cached_property
+    def _quoted(self) -> frozenset[bytes]:
+        """All that stands between two quotation marks."""
+        return frozenset(self.head.split(b'"')[1:-1])
 
 
 def _loads_or_none(raw: bytes) -> Any:

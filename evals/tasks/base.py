@@ -14,15 +14,17 @@ import json
 import math
 import os
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from workbench.errors import InputError
 
 SPLITS = ("all", "tune", "report")
 Split = Literal["all", "tune", "report"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +187,27 @@ class Row:
     where: str
     fields: Mapping[str, Any]
 
-    def get[T](self, name: str, kind: type[T]) -> T:
+    def get(self, name: str, kind: type[T]) -> T:
         """The field, of this type; raises InputError otherwise."""
         if name not in self.fields:
             raise self.error(f"the field {name!r} is missing; there are {', '.join(sorted(self.fields)) or 'none'}")
         value = self.fields[name]
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.error(f"the field {name!r} must be {_KINDS.get(kind, kind.__name__)}, not {_short(value)}")
         return value
+
+    def words(self, name: str) -> str:
+        """The field, a text that is not blank."""
+        if not (text := self.get(name, str)).strip():
+            raise self.error(f"the field {name!r} is empty")
+        return text
+
+    def new_id(self, name: str, seen: set[str]) -> str:
+        """The field, an id that is not among `seen`, where it is added."""
+        if (new := self.words(name)) in seen:
+            raise self.error(f"the {name} {new!r} comes twice")
+        seen.add(new)
+        return new
 
     def texts(self, name: str) -> list[str]:
         """The field, a list of strings."""
@@ -240,7 +255,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             for line, raw in enumerate(file, 1):
                 if raw.strip():
                     yield _row(f"{path}, line {line}", raw)
-    except (OSError, EOFError) as e:  # gzip.BadGzipFile is an OSError
+    except (OSError, EOFError, zlib.error) as e:
         raise InputError(f"{path}: cannot be read after line {line} ({e}).") from e
 
 
@@ -266,6 +281,11 @@ def _row(where: str, raw: bytes) -> Row:
         raise InputError(f"{where}: not valid JSON ({e.msg}, column {e.colno}).") from e
     except UnicodeDecodeError as e:
         raise InputError(f"{where}: not UTF-8 at byte {e.start}.") from e
+    return row_of(where, value)
+
+
+def row_of(where: str, value: object) -> Row:
+    """A value that must be a JSON object, and where it stands; raises InputError if it is none."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: must be an object, not {_short(value)}.")
     return Row(where, value)

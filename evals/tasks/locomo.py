@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from workbench.evals.tasks.base import Document, Query, RecallTask, Row, read_json, shared_data
+from workbench.evals.tasks.base import Document, Query, RecallTask, Row, read_json, row_of, shared_data
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 _ADVERSARIAL = 5
@@ -38,27 +38,29 @@ def load(
     notes: Counter[str] = Counter(audit_entries=len(fixes))
     documents: list[Document] = []
     queries: list[Query] = []
+    scopes: set[str] = set()
     for number, value in enumerate(read_json(path, list)):
-        sample = Row(f"{path}, conversation {number}", value if isinstance(value, dict) else {})
-        turns = _turns(sample)
+        sample = row_of(f"{path}, conversation {number}", value)
+        turns = _turns(sample, sample.new_id("sample_id", scopes))
         documents += turns
         known = {turn.id for turn in turns}
         for at, question in enumerate(sample.get("qa", list)):
-            row = Row(f"{sample.where}, question {at}", question if isinstance(question, dict) else {})
+            row = row_of(f"{sample.where}, question {at}", question)
             fix = fixes.pop(f"locomo_{number}_qa{at}", None)
             query = _query(sample, row, at, fix, known, notes)
             if query and (adversarial or query.category != CATEGORIES[_ADVERSARIAL]):
                 queries.append(query)
     for fix in fixes.values():
-        raise fix.error("there is no such question in the data")
+        raise fix.error("there is no such question in the data; is it the audit of another file?")
     version = f"2{'+audit' if audited else ''}{'+adversarial' if adversarial else ''}"
     return RecallTask(
         "locomo", version, tuple(documents), tuple(queries), licence="CC BY-NC 4.0", notes=dict(sorted(notes.items()))
     )
 
 
-def _turns(sample: Row) -> list[Document]:
-    scope, conversation = sample.get("sample_id", str), sample.get("conversation", dict)
+def _turns(sample: Row, scope: str) -> list[Document]:
+    conversation = sample.get("conversation", dict)
+    seen: set[str] = set()
     sessions = sorted(int(m[1]) for key in conversation if (m := _SESSION.fullmatch(key)))
     turns: list[Document] = []
     row = Row(f"{sample.where}, its conversation", conversation)
@@ -66,18 +68,18 @@ def _turns(sample: Row) -> list[Document]:
         previous = None
         time = _iso(str(conversation.get(f"session_{session}_date_time", "")))
         for at, turn in enumerate(row.get(f"session_{session}", list)):
-            fields = Row(f"{sample.where}, session {session}, turn {at}", turn if isinstance(turn, dict) else {})
+            fields = row_of(f"{sample.where}, session {session}, turn {at}", turn)
             said = f"{fields.get('speaker', str)}: {fields.get('text', str)}"
             if caption := fields.fields.get("blip_caption"):
-                said += f" [image: {caption}]"
-            turn_id = f"{scope}/{fields.get('dia_id', str)}"
+                said += f" [{caption}]"
+            turn_id = f"{scope}/{fields.new_id('dia_id', seen)}"
             turns.append(Document(turn_id, said, scope=scope, previous=previous, time=time))
             previous = turn_id
     return turns
 
 
 def _iso(written: str) -> str:
-    """ "1:56 pm on 8 May, 2023" as 2023-05-08T13:56:00; other forms stay as they are."""
+    """A time such as 1:56 pm on 8 May, 2023 as 2023-05-08T13:56:00; other forms stay as they are."""
     try:
         return datetime.strptime(written, "%I:%M %p on %d %B, %Y").isoformat()
     except ValueError:
@@ -93,7 +95,7 @@ def _query(sample: Row, row: Row, at: int, fix: Row | None, known: set[str], not
     notes["evidence_malformed"] += sum(not re.fullmatch(r"D[1-9]\d*:[1-9]\d*", item) for item in cited)
     notes["evidence_unknown_turn"] += sum(not _relevant(scope, [item], known) for item in cited)
     if fix:
-        text = row.get("question", str)
+        text = row.words("question")
         if fix.get("question", str) != text:
             raise fix.error(f"it corrects another question than question {at} of conversation {scope}: {text!r}")
         answer = str(fix.fields.get("correct_answer", answer))
@@ -105,7 +107,7 @@ def _query(sample: Row, row: Row, at: int, fix: Row | None, known: set[str], not
         notes["questions_without_evidence"] += 1
         return None
     return Query(
-        id=f"{scope}/qa{at}", text=row.get("question", str), relevance=relevant, scope=scope,
+        id=f"{scope}/qa{at}", text=row.words("question"), relevance=relevant, scope=scope,
         category=CATEGORIES[category], cluster=scope, answer=answer,
     )  # fmt: skip
 
@@ -116,8 +118,5 @@ def _relevant(scope: str, evidence: list[str], known: set[str]) -> Mapping[str, 
 
 
 def _read_audit(path: Path) -> dict[str, Row]:
-    rows = [
-        Row(f"{path}, entry {at}", value if isinstance(value, dict) else {})
-        for at, value in enumerate(read_json(path, list))
-    ]
+    rows = [row_of(f"{path}, entry {at}", value) for at, value in enumerate(read_json(path, list))]
     return {row.get("qid", str): row for row in rows}

@@ -22,10 +22,11 @@ def load(pool_path: Path | None = None, queries_path: Path | None = None, *, wit
         with_body: False leaves name and description only (the paper's ablation).
     Raises: InputError that names file and line.
     """
-    documents = []
+    documents: list[Document] = []
+    seen: set[str] = set()
     for row in read_jsonl(pool_path or shared_data("skills_pool.jsonl.gz")):
         parts = [row.get("name", str), row.get("description", str), row.get("body", str) if with_body else ""]
-        documents.append(Document(row.get("id", str), "\n".join(part for part in parts if part)))
+        documents.append(Document(row.new_id("id", seen), "\n".join(part for part in parts if part)))
     known = {document.id for document in documents}
     queries = []
     for row in read_jsonl(queries_path or shared_data("skills_queries_dev.jsonl")):
@@ -34,7 +35,7 @@ def load(pool_path: Path | None = None, queries_path: Path | None = None, *, wit
             raise row.error(f"the skill {missing[0]!r} is not in the pool")
         relevance = dict.fromkeys(near, NEAR_DUPLICATE) | dict.fromkeys(gold, GOLD)
         category = "single" if len(gold) == 1 else "multi"
-        queries.append(Query(row.get("qid", str), row.get("query", str), relevance, category=category))
+        queries.append(Query(row.words("qid"), row.words("query"), relevance, category=category))
     return RecallTask(
         "skills", "1" if with_body else "1-names", tuple(documents), tuple(queries), relevant_from=GOLD,
         licence="Apache-2.0, MIT",

@@ -236,6 +236,22 @@ def test_compaction_comes_when_there_is_much_to_sort_and_changes_no_score(monkey
     assert len(rows) > 60  # several parts were sorted
 
 
+def test_compaction_of_many_row_groups_in_one_transaction() -> None:
+    con, rng = connect(), random.Random(4)
+    vocabulary = [f"w{i}" for i in range(5_000)]
+    con.execute("BEGIN")
+    batch = [(doc, "", " ".join(rng.choices(vocabulary, k=50)), None) for doc in range(6_000)]
+    postings.add(con, "verbatim", "words/1", batch)
+    before = ColdBm25(con, "verbatim").search("w1 w2 w3", 20)
+    assert postings.maintain(con) == ["verbatim"]
+    inside = ColdBm25(con, "verbatim").search("w1 w2 w3", 20)
+    con.execute("COMMIT")
+    for after in (inside, ColdBm25(con, "verbatim").search("w1 w2 w3", 20)):
+        assert len(before[0]) == 20
+        np.testing.assert_array_equal(before[0], after[0])
+        np.testing.assert_allclose(before[1], after[1], atol=1e-12)
+
+
 def test_a_warm_index_reads_everything_anew_after_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.memory import bm25
 
