@@ -76,12 +76,17 @@ def main() -> None:
         folder = arguments.keep or Path(scratch)
         rows = measure(folder, arguments.memories)
     head = f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    lines = [f"`python benchmarks/bench_cli.py --memories {arguments.memories}` · {head} · CPU seconds, minimum of 5", ""]
+    lines = [
+        f"`python benchmarks/bench_cli.py --memories {arguments.memories}` · {head} · CPU seconds, minimum of 5",
+        "",
+    ]
     lines += ["| what | CPU s |", "|---|---|", *(f"| {name} | {seconds:.2f} |" for name, seconds in rows.items())]
     print("\n".join(lines))
     results = ROOT / "benchmarks" / "results"
     (results / "cli.md").write_text("\n".join(lines) + "\n")
-    (results / "cli.json").write_text(json.dumps({"head": head, "memories": arguments.memories, "cpu_s": rows}, indent=1))
+    (results / "cli.json").write_text(
+        json.dumps({"head": head, "memories": arguments.memories, "cpu_s": rows}, indent=1)
+    )
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What an embedding model finds by itself, and beside BM25, on the development recall sets.
 
-    python benchmarks/bench_embedding.py [--models lsa/1 hashed/1 sentence-transformers/<model>] [--out benchmarks/results]
+    python benchmarks/bench_embedding.py [--models lsa/1 hashed/1 sentence-transformers/NAME] [--out FOLDER]
 
 Sets: agentlog (a commit's subject → the exchanges that made the commit, verbatim text) and LoCoMo (a question → the
 turns with the answer; one collection for each conversation). lsa/1 is learnt from each collection's own text, never
@@ -63,7 +63,9 @@ def evaluate(collection: Collection, model: str, row: Row) -> list[list[tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[embedding.LEARNT, embedding.HASHED])
-    parser.add_argument("--data", type=Path, default=os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared/data"))
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared/data")
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     arguments = parser.parse_args()
     sets = {"agentlog": [load_agentlog(arguments.data)], "locomo": load_locomo(arguments.data)}
@@ -82,7 +84,10 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     lines = ["# Embedding models", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
-    lines += ["| set | model | queries | arm | MRR | nDCG@10 | recall@10 | learn s | embed s |", "|---|---|---:|---|" + "---:|" * 5]
+    lines += [
+        "| set | model | queries | arm | MRR | nDCG@10 | recall@10 | learn s | embed s |",
+        "|---|---|---:|---|" + "---:|" * 5,
+    ]
     for row in rows:
         for arm in ("vector", "vector + BM25", "BM25"):
             values = " | ".join(f"{value:.3f}" for value in row[arm].values())

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS, NUM_QUERIES, DIM, NEIGHBOURS = 45, 50, 256, 8
 ENGINES = ["workbench", "rank-bm25", "bm25s", "fts5", "workbench dense", "numpy dense"]
 RANK_BM25_UP_TO = 200_000
-TOKENIZER = "stem/1"
+TOKENIZER, LAYER = "stem/1", "distilled"
 Row = dict[str, Any]
 
 
@@ -87,75 +87,85 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def run_workbench(texts: Path, queries: list[str], folder: Path) -> Row:
+    row, file = Row(), str(folder / "store.duckdb")
+    count = build_store(row, texts, file)
+    row["file_bytes"] = size_of(folder)
+    time_queries(row, queries, file)
+    time_additions(row, texts, file, count)
+    return row
+
+
+def build_store(row: Row, texts: Path, file: str) -> int:
     import duckdb
 
     from workbench.memory import postings
-    from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
 
-    row: Row = {}
-    file = str(folder / "store.duckdb")
-
-    def connect() -> duckdb.DuckDBPyConnection:
-        con = duckdb.connect(file)
-        # In the benchmark's own folder: the size of the store decides nothing about durability.
-        return con
-
-    con = connect()
+    con, count = duckdb.connect(file), 0
     con.execute((ROOT / "data/schema/0002_recall.sql").read_text())
 
     def build() -> int:
         lines, count = read_lines(texts), 0
         while batch := list(islice(lines, 10_000)):
-            con.execute("BEGIN")
-            documents = [(doc, "", text, doc - 1 if doc % NEIGHBOURS else None) for doc, text in enumerate(batch, count)]
-            count += postings.add(con, "distilled", TOKENIZER, documents)  # type: ignore[arg-type]
-            con.execute("COMMIT")
+            docs = [(doc, "", text, doc - 1 if doc % NEIGHBOURS else None) for doc, text in enumerate(batch, count)]
+            transact(con, lambda d=docs: postings.add(con, LAYER, TOKENIZER, d))  # type: ignore[arg-type]
+            count += len(batch)
         return count
 
     row["build_s"], count = cpu(build)
-    row["compact_s"], _ = cpu(lambda: transact(con, lambda: postings.compact(con, "distilled")))
+    row["compact_s"], _ = cpu(lambda: transact(con, lambda: postings.compact(con, LAYER)))
     row["build_s"] += row["compact_s"]
     con.execute("CHECKPOINT")
     con.close()
-    row["file_bytes"] = size_of(folder)
+    return count
 
-    window = Bm25Options(window=True)
 
-    def cold(query: str, options: Bm25Options | None = None) -> None:
+def time_queries(row: Row, queries: list[str], file: str) -> None:
+    import duckdb
+
+    from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
+
+    plain, window = Bm25Options(), Bm25Options(window=True)
+
+    def cold(query: str, options: Bm25Options) -> None:
         with duckdb.connect(file, read_only=True) as reader:
-            ColdBm25(reader, "distilled").search(query, 10, options=options or Bm25Options())
+            ColdBm25(reader, LAYER).search(query, 10, options=options)
 
-    milliseconds(row, "cold_query", [cpu(lambda q=q: cold(q))[0] for q in queries])
+    milliseconds(row, "open", [cpu(lambda: duckdb.connect(file, read_only=True).close())[0] for _ in range(20)])
+    milliseconds(row, "cold_query", [cpu(lambda q=q: cold(q, plain))[0] for q in queries])
     milliseconds(row, "cold_window_query", [cpu(lambda q=q: cold(q, window))[0] for q in queries])
     with duckdb.connect(file, read_only=True) as reader:
-        searcher = ColdBm25(reader, "distilled")
-        searcher.search(queries[0], 10)
-        milliseconds(row, "sql_query", [cpu(lambda q=q: searcher.search(q, 10))[0] for q in queries[1:]])
-        row["warm_load_s"], warm = cpu(lambda: WarmBm25(reader, "distilled"))
-        warm.search(queries[0], 10)
-        milliseconds(row, "warm_query", [cpu(lambda q=q: warm.search(q, 10))[0] for q in queries[1:]])
-        warm.search(queries[0], 10, options=window)
         milliseconds(
-            row, "warm_window_query", [cpu(lambda q=q: warm.search(q, 10, options=window))[0] for q in queries[1:]]
+            row, "first_sql_query", [cpu(lambda q=q: ColdBm25(reader, LAYER).search(q, 10))[0] for q in queries]
         )
-        del warm
-    con = connect()
-    more = list(islice(read_lines(texts), 2_000))
+        searcher = ColdBm25(reader, LAYER)
+        searcher.search(queries[0], 10)
+        milliseconds(row, "next_sql_query", [cpu(lambda q=q: searcher.search(q, 10))[0] for q in queries[1:]])
+        row["warm_load_s"], warm = cpu(lambda: WarmBm25(reader, LAYER))
+        for name, options in (("warm_query", plain), ("warm_window_query", window)):
+            warm.search(queries[0], 10, options=options)
+            times = [cpu(lambda q=q, o=options: warm.search(q, 10, options=o))[0] for q in queries[1:]]
+            milliseconds(row, name, times)
+
+
+def time_additions(row: Row, texts: Path, file: str, count: int) -> None:
+    import duckdb
+
+    from workbench.memory import postings
+
+    con, more = duckdb.connect(file), list(islice(read_lines(texts), 2_000))
 
     def add(docs: range) -> None:
         documents = [(count + doc, "", more[doc], None) for doc in docs]
-        transact(con, lambda: (postings.add(con, "distilled", TOKENIZER, documents), postings.maintain(con)))  # type: ignore[arg-type]
+        transact(con, lambda: (postings.add(con, LAYER, TOKENIZER, documents), postings.maintain(con)))  # type: ignore[arg-type]
 
     milliseconds(row, "add_one", [cpu(lambda i=i: add(range(i, i + 1)))[0] for i in range(100)])
     batches = [cpu(lambda i=i: add(range(i, i + 100)))[0] / 100 for i in range(100, 2_000, 100)]
     milliseconds(row, "add_in_batches_of_100", batches)
-    con.execute("CHECKPOINT")
     # What compaction adds to each document when it comes as often as `maintain` has it come.
     terms = con.execute("SELECT sum(df) FROM lexical_terms").fetchall()[0][0]
     between = max(postings._RECENT_ROWS, postings._RECENT_SHARE * terms) / (terms / count)
     row["compaction_share_of_add_ms"] = 1e3 * row["compact_s"] / between
     con.close()
-    return row
 
 
 def transact(con: Any, function: Callable[[], Any]) -> None:
@@ -274,11 +284,15 @@ def run_workbench_dense(texts: Path, queries: list[str], folder: Path) -> Row:
         index.search(asked[0], 10)
         milliseconds(row, "warm_query", [cpu(lambda q=q: index.search(q, 10))[0] for q in asked[1:]])
         few = np.arange(0, count, 50)
-        milliseconds(row, "warm_query_of_2_percent", [cpu(lambda q=q: index.search(q, 10, allowed=few))[0] for q in asked])
+        times = [cpu(lambda q=q: index.search(q, 10, allowed=few))[0] for q in asked]
+        milliseconds(row, "warm_query_of_2_percent", times)
     with duckdb.connect(file) as con:
         new = unit_vectors(50, 2)
-        times = [cpu(lambda i=i: transact(con, lambda: dense.add(con, "d", "m", [count + i], new[i : i + 1]))) for i in range(50)]
-        milliseconds(row, "add_one", [seconds for seconds, _ in times])
+
+        def add(i: int) -> None:
+            transact(con, lambda: dense.add(con, "d", "m", [count + i], new[i : i + 1]))
+
+        milliseconds(row, "add_one", [cpu(lambda i=i: add(i))[0] for i in range(50)])
     return row
 
 
@@ -340,7 +354,7 @@ def write_results(rows: list[Row], arguments: argparse.Namespace, seconds: float
     lines += [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for measure in measures:
         cells = [shown(measure, row[measure]) if measure in row else "" for row in rows]
-        lines.append(f"| {measure.removesuffix('_bytes') + ' MB' if measure.endswith('_bytes') else measure} | {' | '.join(cells)} |")
+        lines.append(f"| {measure.replace('_bytes', '_mb')} | {' | '.join(cells)} |")
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / "recall_speed"
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")

@@ -56,6 +56,15 @@ from workbench.memory.types import Distilled
 CANDIDATES = 500
 TEXT_ARMS = ("keyword", "window", "vector", "session")
 ALL_ARMS = (*TEXT_ARMS, "edited")
+# One set for all modes and layers of recall, which has no session arm; rounded from the search on the tuning half.
+RECOMMENDED = {
+    "v:keyword": 1.0,
+    "v:window": 0.2,
+    "v:vector": 0.3,
+    "d:keyword": 0.75,
+    "d:window": 0.15,
+    "d:vector": 0.25,
+}
 BUDGET_FACTORS = (5.5, 3.6, 2.2, 1.6, 1.25, 0.75, 0.5, 0.36, 0.27)
 OPTION_GRID = [
     Bm25Options(variant=variant, k1=k1, b=b)
@@ -239,6 +248,8 @@ def study_cross(study: Study, arms: dict[str, list[dict[str, Arm]]], baselines: 
     ]
     tokens = study.verbatim_tokens
     study.search("cross: verbatim keyword + distilled vector", rows, ["v:keyword", "d:vector"], tokens)
+    study.search("cross: keyword on both", rows, ["v:keyword", "d:keyword"], tokens)
+    study.fixed("cross: recommended weights", rows, RECOMMENDED, tokens)
     for label, baseline in baselines.items():
         start = {f"v:{arm}": weight for arm, weight in study.weights[baseline].items()}
         names = [f"v:{arm}" for arm in (ALL_ARMS if "edited" in label else TEXT_ARMS)] + [f"d:{a}" for a in TEXT_ARMS]

@@ -164,10 +164,8 @@ def parse_time(value: Any) -> int | None:
                 return None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        try:
-            micros = round(moment.timestamp() * 1e6)
-        except (OverflowError, OSError, ValueError):
-            return None
+        since = moment - _EPOCH
+        micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         scale = next((s for limit, s in _TIME_SCALES if abs(value) < limit), None)
         if scale is None:
@@ -178,5 +176,6 @@ def parse_time(value: Any) -> int | None:
     return micros if 31_536_000_000_000 < micros < 7_258_118_400_000_000 else None
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A number of seconds stays below 1e11 until the year 5138, one of milliseconds below 1e14, and so on.
 _TIME_SCALES = ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0), (1e20, 1e-3))

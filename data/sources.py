@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from workbench.data.importers.base import HEAD_BYTES, Probe
 from workbench.errors import InputError
@@ -170,24 +170,36 @@ def _zstd(plain: BinaryIO) -> BinaryIO:
         import zstandard
     except ImportError as error:
         raise OSError("it is zstd-compressed: pip install zstandard, or decompress it first") from error
-    stream = zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
-    return cast(BinaryIO, io.BufferedReader(_Zstd(stream, zstandard.ZstdError), 1 << 18))
+    return cast(BinaryIO, io.BufferedReader(_Zstd(plain, zstandard), 1 << 18))
 
 
 class _Zstd(io.RawIOBase):
-    """Decompressed bytes; damage is an OSError, as it is for gzip."""
+    """Decompressed bytes of all frames; damage and a missing end are an OSError, as they are for gzip."""
 
-    def __init__(self, stream: BinaryIO, error: type[Exception]) -> None:
-        self._stream, self._error = stream, error
+    def __init__(self, plain: BinaryIO, zstandard: Any) -> None:
+        self._plain, self._zstandard = plain, zstandard
+        self._frame: Any = None
+        self._compressed = self._ready = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        try:
-            chunk = self._stream.read(len(buffer))
-        except self._error as error:
-            raise OSError(f"damaged zstd: {error}") from error
+        while not self._ready:
+            self._compressed = self._compressed or self._plain.read(1 << 16)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise OSError("the zstd stream has no end: it was cut")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._compressed)
+            except self._zstandard.ZstdError as error:
+                raise OSError(f"damaged zstd: {error}") from error
+            self._compressed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        chunk, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

@@ -18,7 +18,7 @@ import duckdb
 import orjson
 
 from workbench.data.columns import Kind, insert_rows, registered, valid
-from workbench.data.records import Conversation, Message, Unreadable, conversation_id, digest
+from workbench.data.records import Conversation, Message, Part, Unreadable, conversation_id, digest
 from workbench.data.threads import Node, assign_threads
 
 BATCH_BYTES = 8 << 20
@@ -28,7 +28,7 @@ _MESSAGES: dict[str, Kind] = {
     "seq": "int", "conversation_id": "valid", "role": "text", "native_id": "text", "parent_native_id": "text",
     "agent_id": "text", "created_at": "time", "model": "text", "tokens_in": "int", "tokens_out": "int",
     "tokens_cached": "int", "source_id": "valid", "source_offset": "int", "source_length": "int", "meta": "valid",
-    "thread": "text", "ply": "int", "message_id": "valid",
+    "thread": "text", "message_id": "valid", "ply": "int",
 }  # fmt: skip
 _TOKENS = tuple(map(list(_MESSAGES).index, ("tokens_in", "tokens_out", "tokens_cached")))
 _META = list(_MESSAGES).index("meta")
@@ -116,26 +116,29 @@ class Writer:
         if cid is None:
             self.conversation(Conversation(record.session_id))
             cid = self._cids[record.session_id]
-        self._seq += 1
-        rows, contents = self._part_rows(record)
-        scope = cid.encode()
-        native_id = record.native_id.encode("utf-8", "replace")
+        self._seq = seq = self._seq + 1
+        scope, native_id = cid.encode(), record.native_id.encode("utf-8", "replace")
+        stored = [_stored(part) for part in record.parts]
         if record.merge:
             mid = _hash(scope, native_id)
-            keys = [_hash(part.key.encode("utf-8", "replace"), content)[:10]
-                    for part, content in zip(record.parts, contents, strict=True)]
         else:
-            mid = _hash(scope, native_id, record.role.encode("utf-8", "replace"), *contents)
-            keys = range(len(rows))
-        for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
-            self._parts.setdefault(f"{mid}.{key}", (self._seq, mid, cid, i, *row))
+            role = record.role.encode("utf-8", "replace")
+            mid = _hash(scope, native_id, role, *[content for _, _, content in stored])
+        for i, (part, (text, data, content)) in enumerate(zip(record.parts, stored, strict=True)):
+            self._bytes += len(content)
+            key = _hash(part.key.encode("utf-8", "replace"), content)[:10] if record.merge else i
+            pid = f"{mid}.{key}"
+            if pid not in self._parts:
+                self._parts[pid] = (
+                    seq, mid, cid, i, part.kind, text, part.name, part.call_id, part.is_error, data, pid
+                )  # fmt: skip
         known = self._messages.get(mid)
         if known is None:
             self._messages[mid] = [
-                self._seq, cid, record.role, record.native_id, record.parent_id, record.agent_id, record.created_at,
+                seq, cid, record.role, record.native_id, record.parent_id, record.agent_id, record.created_at,
                 record.model, record.tokens_in, record.tokens_out, record.tokens_cached, self._source_id,
                 record.offset, record.length, _json(record.meta),
-                "" if record.agent_id is None else f"agent:{record.agent_id}",
+                "" if record.agent_id is None else f"agent:{record.agent_id}", mid,
             ]  # fmt: skip
         else:  # a later piece of the same message: its usage is the final one
             for at, tokens in zip(_TOKENS, (record.tokens_in, record.tokens_out, record.tokens_cached), strict=True):
@@ -145,21 +148,6 @@ class Writer:
                 known[_META] = _json({**orjson.loads(known[_META] or "{}"), **record.meta})
         if self._bytes > BATCH_BYTES or len(self._messages) >= BATCH_MESSAGES:
             self.flush()
-
-    def _part_rows(self, record: Message) -> tuple[list[tuple[Any, ...]], list[bytes]]:
-        """(kind, text, name, call_id, is_error, data) of each part, and what its content hash is made of."""
-        rows, contents = [], []
-        for part in record.parts:
-            text, data = part.text, None if part.data is None else _dumps(part.data)
-            content = f"{part.kind}\0{len(text)}\0{text}\0{part.call_id}\0{data}"  # text may hold any character
-            try:
-                encoded = content.encode()
-            except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold
-                text, encoded = valid(text), valid(content).encode()
-            self._bytes += len(encoded)
-            rows.append((part.kind, text, part.name, part.call_id, part.is_error, data))
-            contents.append(encoded)
-        return rows, contents
 
     def quarantine(self, record: Unreadable) -> None:
         """Keeps what could not be read: source, place, reason, bytes. The same entry is kept once."""
@@ -177,7 +165,7 @@ class Writer:
             return
         cids = sorted({row[1] for row in self._messages.values()})
         first_seq = self._look_up(cids, next(iter(self._messages.values()))[0])
-        stored = [cid for cid in cids if self._open[cid].stored]
+        stored = {cid for cid in cids if self._open[cid].stored}
         if stored:
             self._leave_out_known(stored, first_seq)
         for row in self._messages.values():
@@ -185,25 +173,24 @@ class Writer:
             row.append(opened.next_ply)
             opened.next_ply += 1
             opened.stored = True
-        rows = [(*row, mid) for mid, row in self._messages.items()]
-        parts = [(*row, pid) for pid, row in self._parts.items()]
+        rows, parts = list(self._messages.values()), list(self._parts.values())
         self.written.messages_added += len(rows)
         self._clear_batch()
         insert_rows(self.con, "messages", _MESSAGES, rows)
         insert_rows(self.con, "parts", _PARTS, parts)
 
-    def _leave_out_known(self, cids: list[str], first_seq: int) -> None:
+    def _leave_out_known(self, cids: set[str], first_seq: int) -> None:
         """Takes what the store has already out of the batch; brings token counts of known messages up to date."""
-        where = {"cids": cids, "seq": first_seq}
+        mids = [mid for mid, row in self._messages.items() if row[1] in cids]
         known = self.con.execute(
             "SELECT message_id, seq, meta, tokens_in, tokens_out, tokens_cached FROM messages "
-            "WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))", where
+            "WHERE seq >= ? AND message_id IN (SELECT unnest(?::VARCHAR[]))", [first_seq, mids]
         ).fetchall()  # fmt: skip
+        if not known:
+            return
         grown: set[str] = set()
         for mid, seq, meta, *tokens in known:
-            row = self._messages.pop(mid, None)
-            if row is None:
-                continue
+            row = self._messages.pop(mid)
             self.written.messages_unchanged += seq <= self._begun_seq
             newer = [
                 None if row[at] is None else max(row[at], old or 0) for at, old in zip(_TOKENS, tokens, strict=True)
@@ -218,8 +205,8 @@ class Writer:
                 )
             grown.add(mid)
         known_parts = self.con.execute(
-            "SELECT part_id FROM parts WHERE seq >= $seq AND conversation_id IN (SELECT unnest($cids::VARCHAR[]))",
-            where,
+            "SELECT part_id FROM parts WHERE seq >= ? AND message_id IN (SELECT unnest(?::VARCHAR[]))",
+            [first_seq, list(grown)],
         )
         while rows := known_parts.fetchmany(10_000):
             for (pid,) in rows:
@@ -359,6 +346,16 @@ def _json_text(value: Any) -> str:
         return json.dumps(value, default=str)
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _stored(part: Part) -> tuple[str, str | None, bytes]:
+    """The text and the data of a part as they are stored, and what its content hash is made of."""
+    text, data = part.text, None if part.data is None else _dumps(part.data)
+    content = f"{part.kind}\0{len(text)}\0{text}\0{part.call_id}\0{data}"  # text may hold any character
+    try:
+        return text, data, content.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which no UTF-8 can hold
+        return valid(text), data, valid(content).encode()
 
 
 def _hash(*fields: bytes) -> str:

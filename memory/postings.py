@@ -139,6 +139,8 @@ def drop_layer(con: duckdb.DuckDBPyConnection, layer: str) -> None:
 def maintain(con: duckdb.DuckDBPyConnection) -> list[str]:
     """Compact every layer that has much unsorted text, to be called after batches of additions; returns their names."""
     compacted = []
+    if _number(con, "SELECT count(*) FROM lexical_recent", []) <= _RECENT_ROWS:
+        return compacted
     recent = con.execute(
         "SELECT r.layer, l.name, count(*) FROM lexical_recent r JOIN lexical_layers l USING (layer) GROUP BY ALL"
     ).fetchall()

@@ -169,14 +169,14 @@ _writing = threading.Lock()  # DuckDB lets two threads of a process write, and t
 
 def _write_if_free(store: StorePath, work: Callable[[Store], object]) -> None:
     """Does the work in the store if neither another thread nor another process has it."""
-    from workbench.errors import StoreBusy, StoreReadOnly
+    from workbench.errors import StoreError
 
     if not _writing.acquire(blocking=False):
         return
     try:
         with Store(store, wait_seconds=0.2) as opened:
             work(opened)
-    except (StoreBusy, StoreReadOnly):
+    except StoreError:  # busy: the other does it; anything else is said by whoever opens the store for itself
         return
     finally:
         _writing.release()

@@ -111,7 +111,7 @@ def test_interrupt_ends_it(tmp_path: Path) -> None:
     assert process.stdout
     assert '"added":1' in process.stdout.readline()
     helpers.write_jsonl(log, rows)
-    assert '"added":11' in process.stdout.readline()
+    assert '"added":13' in process.stdout.readline()
     with Store(store, wait_seconds=20) as opened:  # the store is free between rounds
         assert opened.con.execute("SELECT num_messages FROM conversations").fetchall() == [(18,)]
     time.sleep(0.05)

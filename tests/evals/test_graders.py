@@ -68,11 +68,11 @@ def test_words_are_normalised_as_squad_does(words: list[str]) -> None:
     assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=2000)
 @given(st.text(max_size=40))
 def test_normalising_twice_changes_nothing_and_a_text_matches_itself(text: str) -> None:
     once = normalise_answer(text)
-    assert normalise_answer(once).split() == once.split() or "." in text
+    assert normalise_answer(once) == once
     if once:
         assert exact_match(text, [text]).value == token_f1(text, [text]).value == 1
 

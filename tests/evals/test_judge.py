@@ -18,7 +18,8 @@ from workbench.evals.judge import Judge, JudgeItem, build_messages, read_verdict
 from workbench.llm_client import OpenAIChat
 
 _SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC and _SPEC.loader
+assert _SPEC
+assert _SPEC.loader
 _MODULE = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_MODULE)
 

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workbench.errors import WorkbenchError
+
+MODULES = ("log_commands", "memory_commands", "distill_command", "mcp_commands", "demo_command")
 
 app = typer.Typer(
     name="workbench",
@@ -30,7 +31,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"workbench {installed_version('workbench')}")
+        from workbench import __version__
+
+        typer.echo(f"workbench {__version__}")
         raise typer.Exit
 
 
@@ -52,7 +55,7 @@ def _options(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit code."""
-    for name in ("log_commands", "memory_commands", "distill_command", "mcp_commands", "demo_command"):
+    for name in MODULES:
         import_module(f"workbench.cli.{name}")  # importing them registers their commands on `app`
     try:
         result = app(list(arguments), standalone_mode=False)
