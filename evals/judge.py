@@ -21,8 +21,8 @@ from workbench.data.records import digest
 from workbench.data.redact import redact_all
 from workbench.errors import InputError
 from workbench.evals.graders import Grade, Status
-from workbench.memory.distillers._requests import Requests
 from workbench.memory.distillers.llm import ChatClient, ChatReply, ResponseCache
+from workbench.memory.llm_requests import Requests
 
 VERSION = "1"
 VERDICTS: dict[str, float] = {"correct": 1.0, "partly_correct": 0.5, "incorrect": 0.0}

@@ -10,7 +10,7 @@ from pathlib import Path
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 #: Flat by nature, with the reason.
-ALLOWED: dict[str, str] = {}
+ALLOWED: dict[str, str] = {"workbench/cli/distill_command.py:distill": "one option a line"}
 
 
 def violations(path: Path) -> list[str]:

@@ -31,7 +31,7 @@ from workbench.memory.distillers._llm_record import (
     redact_like,
     write_reply,
 )
-from workbench.memory.distillers._requests import Requests
+from workbench.memory.llm_requests import Requests
 from workbench.memory.types import Distilled, Exchange, Failed
 
 if TYPE_CHECKING:

@@ -26,8 +26,11 @@ _NOT_CONTENT = {
     "exchanges": ("seq",),
     "memories": ("created_at",),
     "llm_cache": ("created_at",),
+    "embedding_spaces": ("space", "revision"),
+    "embedding_models": ("created_at",),
     "schema_versions": ("applied_at",),
 }
+_BY_NUMBER = ("embeddings",)
 _LEXICAL = ("lexical_layers", "lexical_documents", "lexical_postings", "lexical_recent", "lexical_terms")
 Content = dict[str, Counter[tuple[Any, ...]]]
 
@@ -42,7 +45,7 @@ def content(store: Path, places: bool = True) -> Content:
         tables = [r[0] for r in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()]
         found: Content = {}
         for table in tables:
-            if table not in _LEXICAL:
+            if table not in _LEXICAL and table not in _BY_NUMBER:
                 names = _NOT_CONTENT.get(table, ())
                 if table == "messages" and not places:
                     names = (*names, "source_offset", "source_length")
@@ -51,6 +54,12 @@ def content(store: Path, places: bool = True) -> Content:
                 found[table] = Counter(con.execute(f'SELECT COLUMNS({columns})::VARCHAR FROM "{table}"').fetchall())
         if set(_LEXICAL) <= set(tables):
             found["index"] = _index(con)
+        if set(_BY_NUMBER) <= set(tables):
+            vectors = con.execute(
+                "SELECT layer, model, exchange_id, vector::VARCHAR FROM embeddings LEFT JOIN embedding_spaces USING (space) "
+                "LEFT JOIN exchanges e ON e.seq = doc"
+            ).fetchall()
+            found["embeddings"] = Counter(vectors)
     return found
 
 
@@ -99,10 +108,9 @@ def verbatim(store: Path, places: bool = True) -> Content:
 
 # -- logs -------------------------------------------------------------------------------------------------------------
 
-_WORDS = (
-    "retry queue parser cache timeout checksum worker socket fixture branch index ledger valve turbine sensor batch "
-    "shard cursor token schema migration lantern harbour pebble orchard compass anvil"
-).split()
+_TEXT = """retry queue parser cache timeout checksum worker socket fixture branch index ledger valve turbine sensor batch
+    shard cursor token schema migration lantern harbour pebble orchard compass anvil"""
+_WORDS = _TEXT.split()
 
 
 def _sentence(rng: random.Random, words: int = 14) -> str:
@@ -127,7 +135,8 @@ def claude_session(rng: random.Random, session: str, turns: int, result_bytes: i
         )
         rows.append(
             {"parentUuid": parent, "isSidechain": False, "cwd": "/home/ada/harbour", "sessionId": session,
-             "version": "2.0.1", "gitBranch": "main", "type": kind, "message": message, "uuid": uuid, "timestamp": moment}
+             "version": "2.0.1", "gitBranch": "main", "type": kind, "message": message, "uuid": uuid,
+             "timestamp": moment}
         )  # fmt: skip
         parent = uuid
 

@@ -74,8 +74,8 @@ def run_with_kills(
             assert process.returncode == -signal.SIGKILL, (process.returncode, err)
         else:
             assert process.returncode == 130, (process.returncode, err)
-            assert err.startswith("workbench: Interrupted"), err
-            assert len(err.splitlines()) == 1, err
+            assert "Traceback" not in err, err
+            assert len(err.splitlines()) <= 1, err
         result.kills += 1
         result.moments.append(moment)
     done = helpers.workbench(store, *arguments, "--json")

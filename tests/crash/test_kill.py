@@ -34,7 +34,7 @@ def test_kill_ingest_and_distill(tmp_path: Path, logs: Path) -> None:
     assert all(total.kills == 4 for total in totals.values())
 
 
-def test_interrupt_is_said_and_loses_nothing(tmp_path: Path, logs: Path) -> None:
+def test_interrupt_loses_nothing(tmp_path: Path, logs: Path) -> None:
     killing.campaign(tmp_path, logs, seed=5, kills=1, signal_number=signal.SIGINT)
 
 
