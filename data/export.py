@@ -73,6 +73,6 @@ def to_datasets(con: duckdb.DuckDBPyConnection, table: str) -> datasets.Dataset:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtra("`datasets` is not installed: pip install 'workbench[train]'.") from error
+        raise MissingExtra("a Dataset needs `datasets`, which is not installed", "train") from error
     arrow: Any = to_arrow(con, table)
     return datasets.Dataset(arrow)

@@ -262,10 +262,7 @@ def _plugin(module: str, name: str) -> Any:
     try:
         return getattr(import_module(f"detect_secrets.plugins.{module}"), name)
     except ImportError as e:
-        raise MissingExtra(
-            f"Redacting secrets needs detect-secrets, which cannot be imported ({e}). "
-            "Install it with: pip install 'workbench[llm]'"
-        ) from e
+        raise MissingExtra(f"Redacting secrets needs detect-secrets, which cannot be imported ({e})", "llm") from e
 
 
 @cache

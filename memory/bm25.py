@@ -12,8 +12,8 @@ Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework"; Ka
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import duckdb
@@ -22,14 +22,17 @@ from numpy.typing import NDArray
 
 from workbench.errors import NotFound
 from workbench.memory import postings as index
-from workbench.memory.fusion import Arm, top
-from workbench.memory.postings import Documents, Layer, Postings
+from workbench.memory.fusion import Arm, best, top
+from workbench.memory.postings import Layer, Postings
 
 # A warm index is read anew when more than these documents have changed.
 _CHANGED_SHARE, _CHANGED_MIN = 0.1, 1_000
 _MAX_SEGMENTS = 8
-_EMPTY = np.empty(0, np.int32)
+# Postings of a term from which on it is frequent, and of all frequent terms together that are kept (12 bytes each).
+_FREQUENT, _MAX_KEPT = 10_000, 8_000_000
+_COLUMNS = ("back", "length", "length_user", "revision")
 Piece = tuple[int, NDArray, NDArray, NDArray]  # term, positions of documents, tf, tf_user
+Match = tuple[NDArray[np.int32], NDArray[np.float64], int]  # positions of documents, tf / (tf + K), df
 Found = tuple[NDArray[np.int32], NDArray[np.float64]]  # positions of documents, term frequencies
 
 
@@ -63,11 +66,11 @@ class _Bm25:
     def __init__(self, con: duckdb.DuckDBPyConnection, layer: str) -> None:
         self._con, self._name = con, layer
         self._layer: Layer | None = None
-        self._documents = Documents(
-            _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY
-        )  # by position; warm ones not in order of doc
+        # By position: of ascending doc in a cold index, in a warm one in the order of their coming.
+        self._documents: dict[str, NDArray] = {"doc": np.empty(0, np.int32)}
         self._alive: NDArray[np.bool_] | None = None  # None: all
-        self._cache: dict[object, NDArray[np.float64] | float] = {}
+        self._norms: dict[Bm25Options, NDArray[np.float64]] = {}
+        self._means: list[float] = []
         self._links: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
 
     def attach(self, con: duckdb.DuckDBPyConnection) -> None:
@@ -86,8 +89,7 @@ class _Bm25:
         if self._layer is None or layer.revision != self._layer.revision:
             self._load(layer)
             self._layer = layer
-            self._cache.clear()
-            self._links = None
+            self._norms, self._means, self._links = {}, [], None
 
     def search(
         self,
@@ -110,41 +112,40 @@ class _Bm25:
         """
         self.refresh()
         assert self._layer is not None
-        if not self._count:
-            return top(_EMPTY, np.empty(0), n)
+        docs = self._documents["doc"]
         terms = Counter(self._layer.tokenizer.hashes(query))
-        scores, matched = np.zeros(len(self._documents.doc)), np.zeros(len(self._documents.doc), bool)
-        norm = self._norm(options)
-        found = self._postings(terms, options)
-        for term in [term for term in terms if term in found]:
-            positions, tf = found[term]
-            idf = self._idf(len(positions), options) * terms[term]
-            if options.window:
-                positions, tf = self._windowed(positions, tf)
-            gain = tf / (tf + norm[positions])
-            scores[positions] += idf * ((options.k1 + 1) * gain if options.variant == "okapi" else gain)
-            matched[positions] = True
-        at = np.flatnonzero(matched)
-        docs = self._documents.doc[at]
+        matches = self._matches(terms, options) if self._count else {}
+        scores, factors = np.zeros(len(docs)), {}
+        for term in [term for term in terms if term in matches]:
+            positions, gain, df = matches[term]
+            factors[term] = terms[term] * self._idf(df, options) * (options.k1 + 1 if options.variant == "okapi" else 1)
+            np.add.at(scores, positions, factors[term] * gain)
+        if all(factor > 0 for factor in factors.values()):
+            matched = scores > 0
+        else:
+            matched = np.zeros(len(docs), bool)
+            for term in factors:
+                matched[matches[term][0]] = True
         if allowed is not None:
-            keep = np.isin(docs, allowed)
-            at, docs = at[keep], docs[keep]
-        return top(docs, scores[at], n)
+            matched &= np.isin(docs, allowed)
+        at = best(np.where(matched, scores, -np.inf), n)
+        at = at[matched[at]]
+        return top(docs[at], scores[at], n)
 
     def _load(self, layer: Layer) -> None:
         raise NotImplementedError
 
-    def _find(self, terms: Counter[int]) -> list[Piece]:
+    def _find(self, terms: list[int], options: Bm25Options) -> list[Piece]:
         # A term may come in several pieces.
         raise NotImplementedError
 
     @property
     def _count(self) -> int:
-        return len(self._documents.doc) if self._alive is None else int(np.count_nonzero(self._alive))
+        return len(self._documents["doc"]) if self._alive is None else int(np.count_nonzero(self._alive))
 
-    def _postings(self, terms: Counter[int], options: Bm25Options) -> dict[int, Found]:
-        pieces: dict[int, list[Found]] = {}
-        for term, positions, tf, tf_user in self._find(terms) if terms else []:
+    def _matches(self, terms: Iterable[int], options: Bm25Options) -> dict[int, Match]:
+        norm, pieces = self._norm(options), {}
+        for term, positions, tf, tf_user in self._find(list(terms), options):
             if self._alive is not None:
                 keep = self._alive[positions]
                 positions, tf, tf_user = positions[keep], tf[keep], tf_user[keep]
@@ -153,7 +154,16 @@ class _Bm25:
                 positions, weighted = positions[weighted > 0], weighted[weighted > 0]
             if len(positions):
                 pieces.setdefault(term, []).append((positions, weighted))
-        return {term: _joined(found) for term, found in pieces.items()}
+        matches = {}
+        for term, found in pieces.items():
+            positions, tf = (found[0][i] if len(found) == 1 else np.concatenate([f[i] for f in found]) for i in (0, 1))
+            df = len(positions)
+            if options.window:
+                positions, tf = self._windowed(positions, tf)
+            gain = norm[positions]
+            gain += tf
+            matches[term] = positions, np.divide(tf, gain, out=gain), df
+        return matches
 
     def _idf(self, df: int, options: Bm25Options) -> float:
         count = self._count
@@ -163,36 +173,41 @@ class _Bm25:
         return idf if idf >= 0 else options.epsilon * self._mean_idf()
 
     def _mean_idf(self) -> float:
-        if "mean idf" not in self._cache:
+        if not self._means:
             assert self._layer is not None
             df, terms = index.df_histogram(self._con, self._layer.id)
             idf = np.log(self._count - df + 0.5) - np.log(df + 0.5)
-            self._cache["mean idf"] = float(idf @ terms / terms.sum())
-        return self._cache["mean idf"]  # type: ignore[return-value]
+            self._means.append(float(idf @ terms / terms.sum()))
+        return self._means[0]
+
+    def _column(self, name: str) -> NDArray:
+        return self._documents[name]
 
     def _norm(self, options: Bm25Options) -> NDArray[np.float64]:
-        key = (options.k1, options.b, options.weight_user, options.weight_assistant, options.window)
-        if key not in self._cache:
-            length = _by_role(self._documents.length, self._documents.length_user, options)
+        # K(d) of every document.
+        if options not in self._norms:
+            length = self._column("length")
+            if not _is_plain(options):
+                length = _by_role(length, self._column("length_user"), options)
             if self._alive is not None:
-                length = np.where(self._alive, length, 0.0)
+                length = np.where(self._alive, length, 0)
             if options.window:
                 before, after = self._neighbours()
-                padded = np.append(length, 0.0)  # position -1, no neighbour, adds nothing
+                padded = np.append(length, 0)  # position -1, no neighbour, adds nothing
                 length = length + padded[before] + padded[after]
-            mean = length.sum() / self._count
-            self._cache[key] = options.k1 * (1 - options.b + options.b * length / mean) if mean else length
-        return self._cache[key]  # type: ignore[return-value]
+            per_term = options.k1 * options.b * self._count / max(float(length.sum()), 1e-300)
+            self._norms[options] = length * per_term + options.k1 * (1 - options.b)
+        return self._norms[options]
 
     def _neighbours(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         # Positions of the document before and of the one after; -1 where there is none.
         if self._links is None:
-            self._links = _neighbours(self._documents.doc, self._documents.back, self._alive)
+            self._links = _neighbours(self._documents["doc"], self._column("back"), self._alive)
         return self._links
 
     def _windowed(self, positions: NDArray[np.int32], tf: NDArray[np.float64]) -> Found:
         before, after = self._neighbours()
-        total = np.zeros(len(self._documents.doc))
+        total = np.zeros(len(self._documents["doc"]))
         total[positions] = tf
         new = [positions]
         for link in (before, after):
@@ -207,23 +222,25 @@ class _Bm25:
 
 
 class ColdBm25(_Bm25):
-    """For a short-lived process: reads the lengths of all documents once and of postings only what a query needs."""
+    """For a short-lived process: reads the lengths of all documents once, and of postings what a query needs."""
 
     def _load(self, layer: Layer) -> None:
-        self._documents = index.read_lengths(self._con, layer.id)
-        self._found = (frozenset(), [])
+        self._documents = index.read_documents(self._con, layer.id, "length")
+        self._found: tuple[tuple[list[int], bool], list[Piece]] = (([], False), [])
 
-    def _find(self, terms: Counter[int]) -> list[Piece]:
+    def _column(self, name: str) -> NDArray:
+        if name not in self._documents:
+            assert self._layer is not None
+            self._documents |= index.read_documents(self._con, self._layer.id, name)
+        return self._documents[name]
+
+    def _find(self, terms: list[int], options: Bm25Options) -> list[Piece]:
         assert self._layer is not None
-        wanted = frozenset(terms)
+        wanted = (terms, not _is_plain(options))
         if self._found[0] != wanted:  # the arms of one recall ask for the same terms
-            found = index.read_postings(self._con, self._layer.id, list(terms))
-            positions = _positions(self._documents.doc, found.doc)
-            bounds = np.append(_starts(found.term), len(found.term)).tolist()
-            pieces = [
-                (int(found.term[a]), positions[a:b], found.tf[a:b], found.tf_user[a:b]) for a, b in pairwise(bounds)
-            ]
-            self._found = (wanted, pieces)
+            pieces = index.read_postings(self._con, self._layer.id, terms, roles=wanted[1])
+            docs = self._documents["doc"]
+            self._found = wanted, [(term, _positions(docs, doc), tf, user) for term, doc, tf, user in pieces]
         return self._found[1]
 
 
@@ -249,38 +266,52 @@ class WarmBm25(_Bm25):
     def __init__(self, con: duckdb.DuckDBPyConnection, layer: str) -> None:
         super().__init__(con, layer)
         self._segments: list[_Segment] = []
+        self._kept: dict[tuple[int, Bm25Options], Match] = {}
         self.refresh()
 
     def _load(self, layer: Layer) -> None:
-        if not len(self._documents.doc) or not self._load_changes(layer):
-            self._documents, self._alive = index.read_documents(self._con, layer.id), None
+        self._kept = {}
+        if not len(self._documents["doc"]) or not self._load_changes(layer):
+            self._documents, self._alive = index.read_documents(self._con, layer.id, *_COLUMNS), None
             parts = index.read_all_postings(self._con, layer.id)
-            docs = self._documents.doc
+            docs = self._documents["doc"]
             self._segments = [_Segment(part, _positions(docs, part.doc)) for part in parts if len(part.term)]
+
+    def _matches(self, terms: Iterable[int], options: Bm25Options) -> dict[int, Match]:
+        matches = {term: match for term in terms if (match := self._kept.get((term, options))) is not None}
+        new = super()._matches([term for term in terms if term not in matches], options)
+        # Frequent terms cost most and come again: what they gain is kept.
+        for term, match in new.items():
+            if len(match[0]) > _FREQUENT:
+                self._kept[term, options] = match
+        while sum(len(positions) for positions, _, _ in self._kept.values()) > _MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return matches | new
 
     def _load_changes(self, layer: Layer) -> bool:
         # False: so much changed that everything is better read anew. A document is known by its doc and the revision
         # that added it: so replaced ones are seen, and those of a transaction that was rolled back are gone.
-        now, revision = index.read_revisions(self._con, layer.id)
-        if not len(now):
+        mine, now = self._documents, index.read_documents(self._con, layer.id, "revision")
+        if not len(now["doc"]):
             return False
-        at = np.minimum(np.searchsorted(now, self._documents.doc), len(now) - 1)
-        kept = (now[at] == self._documents.doc) & (revision[at] == self._documents.revision)
+        at = np.minimum(np.searchsorted(now["doc"], mine["doc"]), len(now["doc"]) - 1)
+        kept = (now["doc"][at] == mine["doc"]) & (now["revision"][at] == mine["revision"])
         kept &= True if self._alive is None else self._alive
-        is_new = np.ones(len(now), bool)
+        is_new = np.ones(len(now["doc"]), bool)
         is_new[at[kept]] = False
         changed = int(np.count_nonzero(~kept)) + int(np.count_nonzero(is_new))
-        if changed > _CHANGED_SHARE * len(now) + _CHANGED_MIN:
+        if changed > _CHANGED_SHARE * len(is_new) + _CHANGED_MIN:
             return False
-        since = int(revision[is_new].min(initial=layer.revision))
-        added = index.read_documents(self._con, layer.id, since=since)
-        added = added.select(np.isin(added.doc, now[is_new]))
-        found = index.read_postings_of(self._con, layer.id, added.doc)
+        since = int(now["revision"][is_new].min(initial=layer.revision))
+        added = index.read_documents(self._con, layer.id, *_COLUMNS, since=since)
+        chosen = np.isin(added["doc"], now["doc"][is_new])
+        added = {name: column[chosen] for name, column in added.items()}
+        found = index.read_postings_of(self._con, layer.id, added["doc"])
         if len(found.term):
-            positions = _positions(added.doc, found.doc) + np.int32(len(self._documents.doc))
+            positions = _positions(added["doc"], found.doc) + np.int32(len(mine["doc"]))
             self._segments.append(_Segment(found, positions))
-        self._alive = np.concatenate([kept, np.ones(len(added.doc), bool)])
-        self._documents = Documents(*map(np.concatenate, zip(self._documents, added, strict=True)))
+        self._alive = np.concatenate([kept, np.ones(len(added["doc"]), bool)])
+        self._documents = {name: np.concatenate([mine[name], added[name]]) for name in mine}
         if len(self._segments) > _MAX_SEGMENTS:
             self._merge_segments()
         return True
@@ -296,20 +327,18 @@ class WarmBm25(_Bm25):
         )
         self._segments[1:] = [_Segment(Postings(term[order], positions, tf, tf_user), positions)]
 
-    def _find(self, terms: Counter[int]) -> list[Piece]:
+    def _find(self, terms: list[int], options: Bm25Options) -> list[Piece]:
         found = ((term, segment.find(term)) for term in terms for segment in self._segments)
         return [(term, *piece) for term, piece in found if piece is not None]
 
 
-def _joined(pieces: list[Found]) -> Found:
-    if len(pieces) == 1:
-        return pieces[0]
-    return np.concatenate([positions for positions, _ in pieces]), np.concatenate([tf for _, tf in pieces])
+def _is_plain(options: Bm25Options) -> bool:
+    return options.weight_user == options.weight_assistant == 1
 
 
 def _by_role(count: NDArray, count_user: NDArray, options: Bm25Options) -> NDArray:
     user, assistant = options.weight_user, options.weight_assistant
-    return count if user == assistant == 1 else assistant * count + (user - assistant) * count_user.astype(np.float64)
+    return count if _is_plain(options) else assistant * count + (user - assistant) * count_user.astype(np.float64)
 
 
 def _positions(docs: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -144,8 +144,7 @@ class SentenceTransformersEmbedder:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingExtra(
-                f"embedding model {model!r} needs sentence-transformers, which is not installed: "
-                "pip install 'workbench[train]'"
+                f"embedding model {model!r} needs sentence-transformers, which is not installed", "train"
             ) from error
         self._model = SentenceTransformer(model)
         self.name = SENTENCE_TRANSFORMERS + model

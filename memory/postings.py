@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -25,7 +25,6 @@ from workbench.memory.tokenizers import Tokenizer, get_tokenizer
 _RECENT_ROWS = 250_000
 _RECENT_SHARE = 1 / 32
 _COMPACT_ROWS_AT_ONCE = 8_000_000
-# DuckDB turns a joined list of up to 50 values into a filter that zone maps understand.
 _TERMS_AT_ONCE = 40
 
 
@@ -51,20 +50,6 @@ class Postings(NamedTuple):
     doc: NDArray
     tf: NDArray
     tf_user: NDArray
-
-
-class Documents(NamedTuple):
-    """Documents of a layer, parallel arrays (int32, the last int64) by ascending doc; `revision` is the addition's."""
-
-    doc: NDArray
-    back: NDArray
-    length: NDArray
-    length_user: NDArray
-    revision: NDArray
-
-    def select(self, chosen: NDArray) -> Documents:
-        """Those that an index or a mask chooses."""
-        return Documents(*(column[chosen] for column in self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,45 +173,59 @@ def compact(con: duckdb.DuckDBPyConnection, layer: str) -> None:
         )
 
 
-def read_documents(con: duckdb.DuckDBPyConnection, layer: int, *, since: int = 0) -> Documents:
-    """The documents of a layer that were added in revision `since` or later."""
-    columns = fetch(
+def read_documents(
+    con: duckdb.DuckDBPyConnection, layer: int, *columns: str, since: int | None = None
+) -> dict[str, NDArray]:
+    """Documents of a layer, by ascending doc: doc and these columns of lexical_documents, parallel arrays.
+
+    Args: since: only those that were added in this revision or later.
+    """
+    newer = "" if since is None else " AND revision >= ?"
+    found = fetch(
         con,
-        "SELECT doc, back, length, length_user, revision FROM lexical_documents WHERE layer = ? AND revision >= ?",
-        [layer, since],
+        f"SELECT {', '.join(('doc', *columns))} FROM lexical_documents WHERE layer = ?{newer}",
+        [layer] if since is None else [layer, since],
     )
-    return _ascending(Documents(*(columns[name] for name in Documents._fields)))
+    doc = found["doc"]
+    if np.any(doc[1:] < doc[:-1]):
+        order = np.argsort(doc, kind="stable")
+        found = {name: column[order] for name, column in found.items()}
+    return found
 
 
-def read_lengths(con: duckdb.DuckDBPyConnection, layer: int) -> Documents:
-    """The documents of a layer without their revisions (0): what one query needs."""
-    columns = fetch(con, "SELECT doc, back, length, length_user FROM lexical_documents WHERE layer = ?", [layer])
-    revision = np.broadcast_to(np.int64(0), len(columns["doc"]))
-    return _ascending(Documents(columns["doc"], columns["back"], columns["length"], columns["length_user"], revision))
+def read_postings(
+    con: duckdb.DuckDBPyConnection, layer: int, terms: Sequence[int], *, roles: bool = True
+) -> list[tuple[int, NDArray, NDArray, NDArray]]:
+    """The postings of some terms (hashes) in a layer: (term, doc, tf, tf_user), for each term that has any.
 
-
-def read_revisions(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The docs of a layer, ascending, and in which revision each was added."""
-    columns = fetch(con, "SELECT doc, revision FROM lexical_documents WHERE layer = ?", [layer])
-    order = np.argsort(columns["doc"], kind="stable")
-    return columns["doc"][order], columns["revision"][order]
-
-
-def read_postings(con: duckdb.DuckDBPyConnection, layer: int, terms: Sequence[int]) -> Postings:
-    """The postings of some terms (hashes) in a layer."""
-    found = []
+    Args: roles: False leaves tf_user out (0), which a query without a role prior does not need.
+    """
+    pieces: list[tuple[int, NDArray, NDArray, NDArray]] = []
     for start in range(0, len(terms), _TERMS_AT_ONCE):
         some = list(terms[start : start + _TERMS_AT_ONCE])
-        for table in ("postings", "recent"):
-            found.append(
-                fetch(
-                    con,
-                    f"SELECT term, doc, tf, tf_user FROM lexical_{table}"
-                    " JOIN (SELECT unnest(?::UBIGINT[]) AS term) USING (term) WHERE layer = ?",
-                    [some, layer],
-                )
-            )
-    return sorted_postings(found)
+        columns = f"doc, tf{', tf_user' if roles else ''}"
+        # One comparison for each term, for which zone maps leave a few row groups; recent postings are read through.
+        one = f"SELECT ?::UTINYINT AS number, {columns} FROM lexical_postings WHERE layer = ? AND term = ?"
+        recent = (
+            f"SELECT number, {columns} FROM lexical_recent"
+            " JOIN (SELECT unnest(?::UBIGINT[]) AS term, unnest(?::UTINYINT[]) AS number) USING (term) WHERE layer = ?"
+        )
+        each = [value for number, term in enumerate(some) for value in (number, layer, term)]
+        found = fetch(
+            con, " UNION ALL ".join([*[one] * len(some), recent]), [*each, some, list(range(len(some))), layer]
+        )
+        number = found["number"]
+        if np.any(number[1:] < number[:-1]):
+            order = np.argsort(number, kind="stable")
+            number, found = number[order], {name: column[order] for name, column in found.items()}
+        bounds = np.searchsorted(number, np.arange(len(some) + 1)).tolist()
+        tf_user = found["tf_user"] if roles else np.broadcast_to(np.int32(0), len(number))
+        pieces += [
+            (term, found["doc"][a:b], found["tf"][a:b], tf_user[a:b])
+            for term, (a, b) in zip(some, pairwise(bounds), strict=True)
+            if a < b
+        ]
+    return pieces
 
 
 def read_all_postings(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[Postings, Postings]:
@@ -342,11 +341,6 @@ def _insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list, batch: d
         con.execute(sql, parameters)
     finally:
         con.unregister("batch")
-
-
-def _ascending(documents: Documents) -> Documents:
-    doc = documents.doc
-    return documents.select(np.argsort(doc, kind="stable")) if np.any(doc[1:] < doc[:-1]) else documents
 
 
 def _set_revision(con: duckdb.DuckDBPyConnection, layer: Layer, revision: int | None = None) -> None:

@@ -40,9 +40,15 @@ class NotFound(WorkbenchError, LookupError):
 
 
 class MissingExtra(WorkbenchError, ImportError):
-    """An optional package is not installed; the message names the extra."""
+    """An optional package is not installed; the message names the extra that brings it.
+
+    Args: what: says what needs which package, without a full stop; extra: its name in pyproject.toml.
+    """
 
     exit_code = 5
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what}. In the workbench's folder: pip install -e '.[{extra}]'")
 
 
 class EndpointError(WorkbenchError, RuntimeError):

@@ -85,10 +85,7 @@ class OpenAIChat:
         try:
             import httpx  # noqa: F401
         except ImportError as e:
-            raise MissingExtra(
-                f"Talking to a model server needs httpx, which cannot be imported ({e}). "
-                "Install it with: pip install 'workbench[llm]'"
-            ) from e
+            raise MissingExtra(f"Talking to a model server needs httpx, which cannot be imported ({e})", "llm") from e
         self.endpoint = _checked_url(base_url)
         if not model:
             raise EndpointError(f"No model is named for {self.endpoint}. Name one, as that server calls it.")

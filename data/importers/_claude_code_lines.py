@@ -49,8 +49,11 @@ def messages_of(
             session_id, role, parts, native_id, parent, agent_id, created_at, None, None, None, None, offset, length
         )
 
-    if all(part.kind != "tool_result" for part in parts):
+    kinds = [part.kind for part in parts]
+    if "tool_result" not in kinds:
         return [message_of("user", parts, uuid, parent)]
+    if len(kinds) == 1:
+        return [message_of("tool", parts, uuid, parent)]
     words = [part for part in parts if part.kind in _SPOKEN_KINDS and part.call_id is None]
     if not words:
         return [message_of("tool", parts, uuid, parent)]

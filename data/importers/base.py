@@ -79,6 +79,31 @@ class Importer(Protocol):
     def read(self, source: Source) -> Iterator[Record]: ...
 
 
+class Lines:
+    """JSON objects, parsed as far as somebody looks: the first mostly tells all."""
+
+    def __init__(self, raw: list[bytes]) -> None:
+        self._raw = iter(raw)
+        self._parsed: list[dict[str, Any]] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        at = 0
+        while at < len(self._parsed) or self._parse_next():
+            yield self._parsed[at]
+            at += 1
+
+    def __bool__(self) -> bool:
+        return bool(self._parsed) or self._parse_next()
+
+    def _parse_next(self) -> bool:
+        for raw in self._raw:
+            row = _loads_or_none(raw)
+            if isinstance(row, dict):
+                self._parsed.append(row)
+                return True
+        return False
+
+
 @dataclass(frozen=True)
 class Probe:
     """The first bytes of a source, parsed as far as they can be, for `detect`.
@@ -90,13 +115,12 @@ class Probe:
     complete: bool = False
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> Lines:
         """The JSON objects among the first complete lines (JSONL); bad lines are passed over."""
         rows = self.head.removeprefix(_BOM).split(b"\n")
         if not self.complete and len(rows) > 1:
             rows.pop()
-        found = (_loads_or_none(row) for row in rows[:50])
-        return [row for row in found if isinstance(row, dict)]
+        return Lines(rows[:50])
 
     @cached_property
     def document(self) -> str:
@@ -157,7 +181,9 @@ def read_json_lines(
             yield unreadable(offset, line, f"a JSON object was expected, not {_json_type(row)}")
             continue
         try:
-            records = list(convert(row, offset, len(line)))
+            records = convert(row, offset, len(line))
+            if not isinstance(records, list):
+                records = list(records)
         except SHAPE_ERRORS as error:
             yield unreadable(offset, line, f"unexpected shape: {type(error).__name__}: {str(error)[:200]}")
             continue

@@ -87,10 +87,11 @@ class _Session:
         for message in messages:
             # A further piece, or a line that is repeated, keeps the parent of the first.
             message.parent_id = self.parents.setdefault(message.native_id, message.parent_id)
+        last = messages[-1]
         if isinstance(uuid, str):
-            self.nearest.setdefault(uuid, messages[-1].native_id)
-        if messages[-1].agent_id is None:
-            self.last = messages[-1].native_id
+            self.nearest.setdefault(uuid, last.native_id)
+        if last.agent_id is None:
+            self.last = last.native_id
 
 
 class _Reader:

@@ -9,7 +9,8 @@ Budget: tokens are allotted by what there is to say. The record grows with the e
 exchange that changed files gets three times that of one that did not.
 
 Statistics of the exchange alone are used, so that a record depends on no other exchange and on no order.
-Measured in benchmarks/recall_quality.py, whose tuning half of queries the constants of `Weights` were chosen on.
+Measured in benchmarks/recall_quality.py; the constants of `Weights` were chosen on its tuning half of queries, but see
+its headnote on what that half does not guard against.
 """
 
 from __future__ import annotations

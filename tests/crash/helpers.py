@@ -56,8 +56,8 @@ def content(store: Path, places: bool = True) -> Content:
             found["index"] = _index(con)
         if set(_BY_NUMBER) <= set(tables):
             vectors = con.execute(
-                "SELECT layer, model, exchange_id, vector::VARCHAR FROM embeddings LEFT JOIN embedding_spaces USING (space) "
-                "LEFT JOIN exchanges e ON e.seq = doc"
+                "SELECT layer, model, exchange_id, vector::VARCHAR FROM embeddings "
+                "LEFT JOIN embedding_spaces USING (space) LEFT JOIN exchanges e ON e.seq = doc"
             ).fetchall()
             found["embeddings"] = Counter(vectors)
     return found
@@ -108,8 +108,8 @@ def verbatim(store: Path, places: bool = True) -> Content:
 
 # -- logs -------------------------------------------------------------------------------------------------------------
 
-_TEXT = """retry queue parser cache timeout checksum worker socket fixture branch index ledger valve turbine sensor batch
-    shard cursor token schema migration lantern harbour pebble orchard compass anvil"""
+_TEXT = """retry queue parser cache timeout checksum worker socket fixture branch index ledger valve turbine sensor
+    batch shard cursor token schema migration lantern harbour pebble orchard compass anvil"""
 _WORDS = _TEXT.split()
 
 

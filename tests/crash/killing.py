@@ -49,7 +49,12 @@ def time_of(store: Path, *arguments: str | Path) -> tuple[float, float]:
 
 
 def run_with_kills(
-    rng: random.Random, store: Path, kills: int, seconds: tuple[float, float], *arguments: str | Path, signal_number: int = 9
+    rng: random.Random,
+    store: Path,
+    kills: int,
+    seconds: tuple[float, float],
+    *arguments: str | Path,
+    signal_number: int = 9,
 ) -> Kills:
     """Starts the command again and again, ends it after a random time each, and lets the last run finish.
 
@@ -98,7 +103,10 @@ def campaign(folder: Path, logs: Path, seed: int, kills: int, signal_number: int
     expected = {"ingest": helpers.content(ingested), "distill": helpers.content(calm)}
     totals = {"ingest": Kills(), "distill": Kills()}
     round_number = 0
-    for name, arguments, seconds in (("ingest", ["ingest", logs], ingest_seconds), ("distill", ["distill"], distil_seconds)):
+    for name, arguments, seconds in (
+        ("ingest", ["ingest", logs], ingest_seconds),
+        ("distill", ["distill"], distil_seconds),
+    ):
         total = totals[name]
         while total.kills < kills:
             round_number += 1
@@ -106,7 +114,9 @@ def campaign(folder: Path, logs: Path, seed: int, kills: int, signal_number: int
             if name == "distill":
                 shutil.copy(ingested, store)
             # A few kills to a store, then it is left to finish: later moments than the first commit come about, too.
-            some = run_with_kills(rng, store, min(4, kills - total.kills), seconds, *arguments, signal_number=signal_number)
+            some = run_with_kills(
+                rng, store, min(4, kills - total.kills), seconds, *arguments, signal_number=signal_number
+            )
             total.kills += some.kills
             total.finished += some.finished
             total.moments += some.moments

@@ -1,4 +1,4 @@
-"""A kill at any moment: run again, the content is that of an undisturbed run (many more in benchmarks/bench_crash.py)."""
+"""A kill at any moment: run again, and the content is that of an undisturbed run (many more: bench_crash.py)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Connection:
         if not before and text in sql: os.kill(os.getpid(), 9)
         return result
 old = s._connect
-s._connect = lambda *a, **k: Connection(old(*a, **k)) if k or True else None
+s._connect = lambda *a, **k: Connection(old(*a, **k))
 getattr(api, sys.argv[5])(*([[sys.argv[2]]] if sys.argv[5] == "ingest" else []), store=sys.argv[1])
 """
 
@@ -110,7 +110,7 @@ def test_kill_while_the_spool_is_absorbed(tmp_path: Path, statement: str) -> Non
 
 
 def test_kill_during_the_checkpoint(tmp_path: Path, logs: Path) -> None:
-    """The file is being rewritten while the log (.wal) is there: the limit of file sizes ends it at each of many sizes."""
+    """The file is being rewritten while the log (.wal) is there: a limit of file sizes ends it at several sizes."""
     calm, store = tmp_path / "calm.duckdb", tmp_path / "w.duckdb"
     api.ingest([logs / "project-2"], calm)
     script = (
@@ -127,7 +127,9 @@ def test_kill_during_the_checkpoint(tmp_path: Path, logs: Path) -> None:
     ended = 0
     for more in (0, 4096, 100_000, 300_000, 1_200_000):
         Store(store).close()
-        done = subprocess.run([sys.executable, "-c", script, str(store), str(logs / "project-2"), str(more)], capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(store), str(logs / "project-2"), str(more)], capture_output=True
+        )
         ended += done.returncode == -signal.SIGXFSZ
         assert not helpers.difference(helpers.content(calm), helpers.content(store)), more
         with Store(store) as opened:

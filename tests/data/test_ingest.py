@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import random
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from workbench import api
-from workbench.data import importers, ingest
+from workbench.data import ingest
 from workbench.data.ingest import Report
 from workbench.data.store import Store
 from workbench.errors import InputError
@@ -31,7 +25,11 @@ _spec.loader.exec_module(helpers)
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 LOGS = sorted(p for p in SAMPLES.rglob("*") if p.is_file() and p.suffix != ".md")
 #: Formats to which the program that writes them adds line by line.
-GROWING = [p for p in LOGS if p.suffix == ".jsonl" and p.parent.name in ("claude_code", "codex", "gemini_cli", "pi", "openai_chat")]
+GROWING = [
+    p
+    for p in LOGS
+    if p.suffix == ".jsonl" and p.parent.name in ("claude_code", "codex", "gemini_cli", "pi", "openai_chat")
+]
 
 
 @pytest.fixture
@@ -45,7 +43,9 @@ def query(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 
 def quarantined(path: Path) -> list[tuple[Any, ...]]:
-    return query(path, "SELECT byte_offset, byte_length, reason, raw, unfinished FROM quarantine ORDER BY path, byte_offset")
+    return query(
+        path, "SELECT byte_offset, byte_length, reason, raw, unfinished FROM quarantine ORDER BY path, byte_offset"
+    )
 
 
 def added(report: Report) -> tuple[int, int, int]:
@@ -141,7 +141,11 @@ def test_unfinished_line_leaves_quarantine_when_it_is_completed(path: Path, tmp_
     report = api.ingest([log], path)
     assert report.quarantined == 1
     [(offset, length, reason, raw, unfinished)] = quarantined(path)
-    assert (offset, bytes(raw), unfinished) == (whole[:-1].rfind(b"\n") + 1, whole[whole[:-1].rfind(b"\n") + 1 : -40], True)
+    assert (offset, bytes(raw), unfinished) == (
+        whole[:-1].rfind(b"\n") + 1,
+        whole[whole[:-1].rfind(b"\n") + 1 : -40],
+        True,
+    )
     assert length == len(raw)
     assert "still being written" in reason
     log.write_bytes(whole)
@@ -196,7 +200,7 @@ def test_forced_format(path: Path, tmp_path: Path) -> None:
     assert wrong.quarantined + sum(wrong.skipped.values()) == len(log.read_bytes().splitlines())
     right = api.ingest([log], path, format="claude_code")
     assert right.conversations_added == 1, "another format reads from the start"
-    with pytest.raises(InputError, match="'claude'.*claude_code"):
+    with pytest.raises(InputError, match=r"'claude'.*claude_code"):
         api.ingest([log], path, format="claude")
 
 
@@ -238,7 +242,10 @@ def _line(text: str) -> bytes:
 
 
 def _messages(path: Path) -> list[tuple[Any, ...]]:
-    return query(path, "SELECT m.native_id, p.data, m.meta FROM messages m JOIN parts p USING (message_id) WHERE p.kind = 'tool_call'")
+    return query(
+        path,
+        "SELECT m.native_id, p.data, m.meta FROM messages m JOIN parts p USING (message_id) WHERE p.kind = 'tool_call'",
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,8 +303,9 @@ def test_lines_that_cannot_be_read(path: Path, tmp_path: Path, line: bytes, reas
 
 def test_byte_order_mark_and_nul(path: Path, tmp_path: Path) -> None:
     log = tmp_path / "a.jsonl"
-    text = 'nul \\u0000 and \\ufeff'
-    line = '{"workbench":1,"type":"message","session_id":"s","role":"user","parts":[{"kind":"text","text":"%s"}]}\n' % text
+    text = "nul \\u0000 and \\ufeff"
+    line = '{"workbench":1,"type":"message","session_id":"s","role":"user","parts":[{"kind":"text","text":"' + text
+    line += '"}]}\n'
     log.write_bytes(b"\xef\xbb\xbf" + line.encode())
     assert api.ingest([log], path).quarantined == 0
     assert query(path, "SELECT text FROM parts") == [("nul \0 and \ufeff",)]
@@ -316,106 +324,3 @@ def test_messages_keep_apart_what_only_a_separator_joins(path: Path, tmp_path: P
     helpers.write_jsonl(tmp_path / "a.jsonl", rows)
     assert api.ingest([tmp_path / "a.jsonl"], path).messages_added == 3
     assert api.ingest([tmp_path], path).messages_added == 0
-
-
-# -- any bytes --------------------------------------------------------------------------------------------------------
-
-_CHUNKS = [line for p in LOGS for line in p.read_bytes().splitlines(keepends=True)[:6] if len(line) < 4000]
-
-
-def _spoil(draw: Callable[..., Any], whole: bytes) -> bytes:
-    content = bytearray(whole)
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(content)))
-        how = draw(st.sampled_from(["flip", "cut", "insert", "repeat"]))
-        if how == "flip" and at < len(content):
-            content[at] = draw(st.integers(0, 255))
-        elif how == "cut":
-            del content[at : at + draw(st.integers(1, 300))]
-        elif how == "insert":
-            content[at:at] = draw(st.sampled_from([b"\n", b"\0", b'"', b"{", b"]", b"\xff", b'\\ud83d', b"NaN", b"[" * 300]))
-        else:
-            content[at:at] = content[at : at + draw(st.integers(1, 500))]
-    return bytes(content)
-
-
-@st.composite
-def broken_logs(draw: Callable[..., Any]) -> bytes:
-    kind = draw(st.sampled_from(["bytes", "lines", "sample", "sample"]))
-    if kind == "bytes":
-        return draw(st.binary(max_size=400))
-    if kind == "lines":
-        return b"".join(draw(st.lists(st.sampled_from(_CHUNKS), max_size=5)))
-    return _spoil(draw, draw(st.sampled_from(LOGS)).read_bytes()[: draw(st.sampled_from([3000, 40_000]))])
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("any")
-
-
-@pytest.mark.parametrize("format", [None, *importers.IMPORTERS])
-def test_any_bytes(shared: Path, format: str | None) -> None:
-    store, log = shared / f"{format}.duckdb", shared / f"{format}.log"
-
-    @settings(max_examples=14, deadline=None, database=None, derandomize=True,
-              suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
-    @given(broken_logs())
-    def check(content: bytes) -> None:
-        log.write_bytes(content)
-        first = _run(opened, log, format)
-        if content.strip() and not first.not_logs:
-            seen = first.messages_added + first.messages_unchanged + sum(first.skipped.values()) + first.quarantined
-            assert seen or first.conversations_added + first.conversations_unchanged, content[:200]
-        with opened.transaction() as con:
-            con.execute("UPDATE sources SET mtime_ns = 0")
-        again = _run(opened, log, format)
-        assert added(again) == (0, 0, 0), content[:200]
-
-    with Store(store) as opened:
-        check()
-
-
-def _run(store: Store, log: Path, format: str | None) -> Report:
-    from workbench.memory.index import on_change
-
-    return ingest.ingest(store, [str(log)], format=format, on_change=on_change)
-
-
-# -- memory -----------------------------------------------------------------------------------------------------------
-
-_PEAK = "import resource, sys\nfrom workbench.cli.app import run\ncode = run(sys.argv[1:])\n" \
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)\nsys.exit(code)"  # fmt: skip
-
-
-def _peak(log: Path, store: Path) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, "--store", str(store), "ingest", str(log), "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return int(done.stderr)
-
-
-def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Peak memory (MiB) of a file of many conversations does not grow with it, that of one conversation slowly."""
-    rng, peaks, sizes = random.Random(6), [], []
-    rows = helpers.many_conversations(rng, 30)
-    filler = " ".join(helpers._sentence(rng) for _ in range(600))
-    for copies in (40, 90):
-        log = tmp_path / "many.jsonl"
-        with log.open("w") as f:
-            for i in range(copies):
-                for j, row in enumerate(rows):
-                    f.write(json.dumps({"messages": [*row["messages"], {"role": "tool", "content": f"{i} {j} {filler}"}]}) + "\n")
-        peaks.append(_peak(log, tmp_path / f"many{copies}.duckdb"))
-        sizes.append(log.stat().st_size >> 20)
-    assert sizes[0] > ingest.COMMIT_BYTES >> 20
-    assert sizes[1] > 2 * sizes[0]
-    assert peaks[1] - peaks[0] < 60, (sizes, peaks)
-    ones = []
-    for turns in (100, 300):
-        session = helpers.claude_session(rng, f"s{turns}", turns, result_bytes=100_000)
-        log = helpers.write_jsonl(tmp_path / f"{turns}.jsonl", session)
-        ones.append((log.stat().st_size / 2**20, _peak(log, tmp_path / f"one{turns}.duckdb")))
-    (small, low), (large, high) = ones
-    assert high - low < 5 * (large - small), ones

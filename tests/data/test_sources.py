@@ -189,7 +189,10 @@ def test_any_zip(tmp_path: Path) -> None:
         from workbench.data.ingest import ingest
 
         @settings(max_examples=120, deadline=None, database=None, derandomize=True)
-        @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6), st.integers(4, len(whole)))
+        @given(
+            st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6),
+            st.integers(4, len(whole)),
+        )
         def check(changes: list[tuple[int, int]], length: int) -> None:
             content = bytearray(whole)
             for at, value in changes:
@@ -240,7 +243,9 @@ def test_damaged_compression(path: Path, tmp_path: Path, suffix: str, compress: 
     api.ingest([log], path)
     with Store(path, read_only=True) as store:
         assert store.con.execute("SELECT num_messages FROM conversations").fetchall() == [(1200,)]
-        assert store.con.execute("SELECT count(*) FROM quarantine WHERE reason LIKE 'cannot be read%'").fetchall() == [(0,)]
+        assert store.con.execute("SELECT count(*) FROM quarantine WHERE reason LIKE 'cannot be read%'").fetchall() == [
+            (0,)
+        ]
 
 
 def test_standard_input(path: Path) -> None:

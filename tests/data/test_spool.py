@@ -29,7 +29,9 @@ _spec.loader.exec_module(helpers)
 
 def notes(path: Path) -> list[str]:
     with Store(path, read_only=True) as store:
-        rows = store.con.execute("SELECT text FROM parts JOIN messages USING (message_id) WHERE native_id = 'note' AND kind = 'text'").fetchall()
+        rows = store.con.execute(
+            "SELECT text FROM parts JOIN messages USING (message_id) WHERE native_id = 'note' AND kind = 'text'"
+        ).fetchall()
     return sorted(text for (text,) in rows)
 
 
@@ -46,10 +48,12 @@ def test_four_loggers_while_others_ingest_and_recall(tmp_path: Path) -> None:
         )
         for i in range(4)
     ]  # fmt: skip
-    ingester = subprocess.Popen(helpers.command(path, "ingest", logs, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ingester = subprocess.Popen(
+        helpers.command(path, "ingest", logs, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     recalls = [helpers.workbench(path, "recall", "retry queue parser", "--json") for _ in range(2)]
     for process in (*loggers, ingester):
-        out, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert err == ""
     for done in recalls:
@@ -64,7 +68,9 @@ def test_four_loggers_while_others_ingest_and_recall(tmp_path: Path) -> None:
     assert notes(path) == sorted(expected), "nothing lost, nothing double"
     with Store(path, read_only=True) as store:
         assert store.con.execute("SELECT count(*) FROM conversations WHERE format = 'claude_code'").fetchone() == (12,)
-        assert store.con.execute("SELECT count(*) FROM exchanges WHERE user_text LIKE 'logger-%'").fetchone() == (4 * count,)
+        assert store.con.execute("SELECT count(*) FROM exchanges WHERE user_text LIKE 'logger-%'").fetchone() == (
+            4 * count,
+        )
         assert store.con.execute("SELECT count(*) FROM quarantine").fetchone() == (0,)
 
 
@@ -155,5 +161,5 @@ def test_full_disk_is_said(tmp_path: Path) -> None:
 
     done = helpers.workbench(path, "remember", "second note " * 9, preexec_fn=limited)
     helpers.assert_one_message(done, 14)
-    assert [p for p in spool.folder(path).iterdir()] == []
+    assert list(spool.folder(path).iterdir()) == []
     assert notes(path) == ["first"]

@@ -64,7 +64,9 @@ def test_follows_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [r.conversations_added for r in reports] == [0, 1, 0]
     assert all(r.messages_added for r in reports)
     with Store(store, read_only=True) as opened:
-        counts = opened.con.execute("SELECT num_messages FROM conversations WHERE format = 'claude_code' ORDER BY session_id")
+        counts = opened.con.execute(
+            "SELECT num_messages FROM conversations WHERE format = 'claude_code' ORDER BY session_id"
+        )
         assert counts.fetchall() == [(12,), (6,)]
 
 
@@ -74,7 +76,9 @@ def test_given_file_that_goes_and_comes(tmp_path: Path, monkeypatch: pytest.Monk
     zipped = tmp_path / "half.zip"
     zipped.write_bytes(b"PK\x03\x04 half copied")
     later = helpers.claude_session(random.Random(3), "later", 2)
-    reports = follow(monkeypatch, store, [log, zipped], nothing, log.unlink, nothing, lambda: helpers.write_jsonl(log, later))
+    reports = follow(
+        monkeypatch, store, [log, zipped], nothing, log.unlink, nothing, lambda: helpers.write_jsonl(log, later)
+    )
     assert [r.conversations_added for r in reports] == [1, 1]
 
 

@@ -26,14 +26,20 @@ _spec.loader.exec_module(helpers)
 class First:
     """The first line of the user's words; `spoil` replaces some records."""
 
-    def __init__(self, name: str = "first/1", spoil: Callable[[int, Exchange], Distilled | Failed | None] | None = None) -> None:
+    def __init__(
+        self, name: str = "first/1", spoil: Callable[[int, Exchange], Distilled | Failed | None] | None = None
+    ) -> None:
         self.name, self.spoil, self.seen = name, spoil, []
 
     def distil(self, exchanges: Iterable[Exchange]) -> Iterator[tuple[Exchange, Distilled | Failed]]:
         for i, exchange in enumerate(exchanges):
             self.seen.append(exchange.exchange_id)
             other = self.spoil(i, exchange) if self.spoil else None
-            yield exchange, other or Distilled(exchange.user_text[:40].rsplit(" ", 1)[0], "", (Room("concept", "k", f"label {i}"),))
+            yield (
+                exchange,
+                other
+                or Distilled(exchange.user_text[:40].rsplit(" ", 1)[0], "", (Room("concept", "k", f"label {i}"),)),
+            )
 
 
 @pytest.fixture
@@ -116,7 +122,9 @@ def test_interrupt_keeps_what_was_committed(path: Path, monkeypatch: pytest.Monk
     assert len(rest.seen) == 12
 
 
-def test_labels_of_rooms_do_not_depend_on_where_commits_fall(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_rooms_do_not_depend_on_where_commits_fall(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other.duckdb"
     other.write_bytes(path.read_bytes())
     run(path, First())
@@ -138,7 +146,11 @@ def test_a_log_that_grows_while_it_is_distilled(path: Path, tmp_path: Path, monk
         grown.append(True)
         self.close()
         # A word is put into the third exchange: it and those after it get new numbers.
-        late = {**lines[11], "uuid": "late", "message": {**lines[11]["message"], "id": "late", "content": [{"type": "text", "text": "Late words."}]}}
+        late = {
+            **lines[11],
+            "uuid": "late",
+            "message": {**lines[11]["message"], "id": "late", "content": [{"type": "text", "text": "Late words."}]},
+        }
         helpers.write_jsonl(log, [*lines[:12], late, *lines[12:]])
         api.ingest([log], self.path)
         self._open()

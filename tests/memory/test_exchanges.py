@@ -98,8 +98,9 @@ def _grow(path: Path, records: list[Conversation | Message]) -> None:
 def _check_numbers(path: Path) -> None:
     with Store(path, read_only=True) as store:
         bad = store.con.execute(
-            "SELECT * FROM (SELECT seq, position, lag(seq) OVER w AS before_seq, lag(position) OVER w AS before_position "
-            "FROM exchanges WINDOW w AS (PARTITION BY conversation_id, thread ORDER BY position)) "
+            "SELECT * FROM (SELECT seq, position, lag(seq) OVER w AS before_seq, "
+            "lag(position) OVER w AS before_position FROM exchanges "
+            "WINDOW w AS (PARTITION BY conversation_id, thread ORDER BY position)) "
             "WHERE seq <= before_seq OR position <> coalesce(before_position, -1) + 1"
         ).fetchall()
         assert bad == [], "numbers ascend along a thread, positions have no gap"
@@ -155,7 +156,7 @@ def test_growing_equals_built_at_once(tmp_path: Path, seed: int) -> None:
 
 
 def test_new_pieces_of_a_stored_message_reach_its_exchange(tmp_path: Path) -> None:
-    """Claude Code writes a message in several lines: between two reads it grows, and the number of messages does not."""
+    """Claude Code writes a message in several lines: between two reads it grows, but not the number of messages."""
     rows = helpers.claude_session(random.Random(5), "s", turns=1)
     log, path = tmp_path / "a.jsonl", tmp_path / "w.duckdb"
     helpers.write_jsonl(log, rows[:2])  # the question and the thinking
@@ -177,7 +178,7 @@ def test_a_project_that_comes_late_reaches_rooms(tmp_path: Path) -> None:
     _grow(path, [Conversation("s", project="/w")])
     assert api.distill(path).memories_added == 1
     with Store(path, read_only=True) as store:
-        assert store.con.execute(
-            "SELECT DISTINCT project FROM rooms JOIN memory_rooms USING (room_id)"
-        ).fetchall() == [("/w",)]
+        assert store.con.execute("SELECT DISTINCT project FROM rooms JOIN memory_rooms USING (room_id)").fetchall() == [
+            ("/w",)
+        ]
     _check_numbers(path)

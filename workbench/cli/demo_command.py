@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from shutil import which
 from typing import Annotated, Any
 
 import typer
@@ -47,10 +49,11 @@ def _print(result: dict[str, Any], store: Path) -> None:
                 typer.secho(f"    {line[:110]}", fg="green")
     first = next((a["hits"][0]["exchange_id"] for a in result["answers"] if a["hits"]), "ID")
     typer.secho("\nTry next", bold=True)
-    typer.echo(f"  workbench --store {store} recall 'database is locked' --json")
-    typer.echo(f"  workbench --store {store} show {first}")
+    here = "workbench" if which("workbench") else sys.argv[0]
+    typer.echo(f"  {here} --store {store} recall 'database is locked' --json")
+    typer.echo(f"  {here} --store {store} show {first}")
     typer.echo(
-        "  workbench ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports"
+        f"  {here} ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports"
     )
-    typer.echo("  workbench distill && workbench recall 'what I am looking for'")
-    typer.echo("  workbench mcp install                 # let your agents ask")
+    typer.echo(f"  {here} distill && {here} recall 'what I am looking for'")
+    typer.echo(f"  {here} mcp install                 # let your agents ask")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,9 +38,7 @@ def _serve(store: Path) -> None:
             raise
         from workbench.errors import MissingExtra
 
-        raise MissingExtra(
-            f"The MCP server needs the package {error.name!r}: pip install 'workbench[serve]'."
-        ) from error
+        raise MissingExtra(f"The MCP server needs the package {error.name!r}", "serve") from error
     run(store)
 
 
@@ -56,6 +55,8 @@ def install(
     command = mcp_install.server_command(context.obj)
     clients = mcp_install.chosen(client)
     results = [_written(c, command, asked=client is not None) if write else _described(c, command) for c in clients]
+    if find_spec("mcp") is None:
+        typer.echo("The server itself needs one package more, in the workbench's folder: pip install -e '.[serve]'", err=True)
     if json:
         print_json({"command": command, "clients": results})
     elif write:
