@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,9 +12,13 @@ from workbench.memory import dense
 from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
 from workbench.memory.embedding import SENTENCE_TRANSFORMERS, Embedder, get_embedder
 from workbench.memory.fusion import Arm
-from workbench.memory.postings import find_layer
+from workbench.memory.index import VERBATIM
+from workbench.memory.postings import fetch, find_layer
 from workbench.memory.vectors import current_model
 
+#: Memories are short: long ones lose less for their length (benchmarks/results/recall_quality.md; LoCoMo agrees).
+DISTILLED = Bm25Options(variant="lucene", k1=1.2, b=0.3)
+PLAIN = Bm25Options()
 NOTHING: Arm = (np.empty(0, np.int64), np.empty(0))
 
 
@@ -44,7 +50,33 @@ class Arms:
             if find_layer(self.store.con, layer) is None:
                 return NOTHING
             self._bm25[layer] = (WarmBm25 if self.warm else ColdBm25)(self.store.con, layer)
-        return self._bm25[layer].search(text, n, allowed=allowed, options=Bm25Options(window=window))
+        options = PLAIN if layer == VERBATIM else DISTILLED
+        return self._bm25[layer].search(text, n, allowed=allowed, options=replace(options, window=window))
+
+    def priors(self, found: dict[str, Arm]) -> dict[str, Arm]:
+        """What speaks for a candidate beside its own words: "session", the best keyword score (of each layer) in its
+        conversation, and "edited", that it changed files.
+        """
+        docs = np.unique(np.concatenate([docs for docs, _ in found.values()]))
+        rows = fetch(
+            self.store.con,
+            "SELECT seq, hash(conversation_id) AS conversation, "
+            "files LIKE '%\"modified\"%' OR files LIKE '%\"created\"%' AS edited "
+            "FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[])) ORDER BY seq",
+            [docs],
+        )
+        docs = rows["seq"]
+        _, conversation = np.unique(rows["conversation"], return_inverse=True)
+        arms: dict[str, Arm] = {}
+        for name in [name for name in found if name.startswith("keyword:")]:
+            best = np.zeros(int(conversation.max(initial=0)) + 1)
+            at = np.searchsorted(docs, found[name][0])
+            np.maximum.at(best, conversation[at], found[name][1])
+            arms[name.replace("keyword", "session")] = (docs, best[conversation])
+        edited = docs[rows["edited"]]
+        if len(edited):
+            arms["edited"] = (edited, np.ones(len(edited)))
+        return arms
 
     def vector(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None) -> Arm:
         """Dense search of a layer; nothing where it has no vectors yet."""

@@ -33,7 +33,7 @@ _FREQUENT, _MAX_KEPT = 10_000, 8_000_000
 _COLUMNS = ("back", "length", "length_user", "revision")
 Piece = tuple[int, NDArray, NDArray, NDArray]  # term, positions of documents, tf, tf_user
 Match = tuple[NDArray[np.int32], NDArray[np.float64], int]  # positions of documents, tf / (tf + K), df
-Found = tuple[NDArray[np.int32], NDArray[np.float64]]  # positions of documents, term frequencies
+Found = tuple[NDArray, NDArray]  # positions of documents, term frequencies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,31 +193,31 @@ class _Bm25:
                 length = np.where(self._alive, length, 0)
             if options.window:
                 before, after = self._neighbours()
-                padded = np.append(length, 0)  # position -1, no neighbour, adds nothing
+                padded = np.append(length, 0)  # what is behind the last, no neighbour, adds nothing
                 length = length + padded[before] + padded[after]
             per_term = options.k1 * options.b * self._count / max(float(length.sum()), 1e-300)
             self._norms[options] = length * per_term + options.k1 * (1 - options.b)
         return self._norms[options]
 
     def _neighbours(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        # Positions of the document before and of the one after; -1 where there is none.
+        # Positions of the document before and of the one after; behind the last where there is none.
         if self._links is None:
             self._links = _neighbours(self._documents["doc"], self._column("back"), self._alive)
         return self._links
 
-    def _windowed(self, positions: NDArray[np.int32], tf: NDArray[np.float64]) -> Found:
+    def _windowed(self, positions: NDArray[np.int32], tf: NDArray) -> Found:
         before, after = self._neighbours()
-        total = np.zeros(len(self._documents["doc"]))
+        count = len(before)
+        around = np.concatenate([before[positions], after[positions]])
+        total = np.zeros(count + 1)
         total[positions] = tf
-        new = [positions]
-        for link in (before, after):
-            target = link[positions]
-            linked = target >= 0
-            target = target[linked]
-            total_before = total[target]
-            total[target] = total_before + tf[linked]
-            new.append(target[total_before == 0])
-        reached = np.concatenate(new)
+        np.add.at(total, around, np.concatenate([tf, tf]))
+        total[count] = 0  # where those without a neighbour point to
+        if len(positions) > count // 16:
+            reached = np.flatnonzero(total > 0)
+        else:
+            reached = np.unique(np.concatenate([positions, around]))
+            reached = reached[total[reached] > 0]
         return reached, total[reached]
 
 
@@ -361,16 +361,18 @@ def _narrow(values: NDArray) -> NDArray:
 def _neighbours(
     docs: NDArray[np.int32], back: NDArray[np.int32], alive: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    order = np.argsort(docs, kind="stable").astype(np.int32)
+    order = None  # positions by ascending doc; None: as they are
     if alive is not None:
+        order = np.argsort(docs, kind="stable")
         order = order[alive[order]]
-    ascending = docs[order]
-    linked = order[back[order] != 0]
+    linked = np.flatnonzero(back if alive is None else np.where(alive, back, 0)).astype(np.int32)
     wanted = docs[linked] - back[linked]
-    at = np.minimum(_positions(ascending, wanted), len(order) - 1)
-    known = (at >= 0) & (ascending[at] == wanted) if len(at) else np.zeros(0, bool)
-    linked, target = linked[known], order[at[known]]
-    before, after = np.full(len(docs), -1, np.int32), np.full(len(docs), -1, np.int32)
+    ascending = docs if order is None else docs[order]
+    at = _positions(ascending, wanted)
+    known = (at >= 0) & (at < len(ascending))
+    known[known] = ascending[at[known]] == wanted[known]
+    linked, target = linked[known], at[known] if order is None else order[at[known]]
+    before, after = (np.full(len(docs), len(docs), np.int32) for _ in range(2))
     # Were two documents to name the same one before them, the later of the two is its neighbour.
     after[target] = linked
     kept = after[target] == linked

@@ -116,7 +116,7 @@ def drop_layer(con: duckdb.DuckDBPyConnection, layer: str) -> None:
     """Forget all documents of a layer, which may then be indexed with another tokenizer."""
     target = find_layer(con, layer)
     if target is not None:
-        for table in ("documents", "postings", "recent", "terms"):
+        for table in ("documents", "postings", "recent", "terms", "histogram"):
             con.execute(f"DELETE FROM lexical_{table} WHERE layer = ?", [target.id])
         _set_revision(con, target)
 
@@ -161,10 +161,14 @@ def compact(con: duckdb.DuckDBPyConnection, layer: str) -> None:
         con.execute(
             f"INSERT INTO lexical_sorted SELECT * FROM {both} ORDER BY term, doc", {"layer": target.id, **bounds}
         )
-    for table in ("postings", "recent", "terms"):
+    for table in ("postings", "recent", "terms", "histogram"):
         con.execute(f"DELETE FROM lexical_{table} WHERE layer = ?", [target.id])
     con.execute("INSERT INTO lexical_postings SELECT * FROM lexical_sorted")
     con.execute("INSERT INTO lexical_terms SELECT layer, term, count(*) FROM lexical_sorted GROUP BY ALL ORDER BY term")
+    con.execute(
+        "INSERT INTO lexical_histogram SELECT layer, df, count(*) FROM lexical_terms WHERE layer = ? GROUP BY ALL",
+        [target.id],
+    )
     con.execute("DROP TABLE lexical_sorted")
     kept = _number(con, "SELECT count(*) FROM lexical_postings WHERE layer = ?", [target.id])
     if kept != rows:
@@ -262,14 +266,23 @@ def next_revision(last: int) -> int:
 
 def df_histogram(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many terms of a layer occur in how many documents: (df, number of terms with it)."""
+    # What compaction counted, corrected for the terms that have come or gone since.
     columns = fetch(
         con,
-        """SELECT df::BIGINT AS df, count(*) AS terms FROM (
-               SELECT sum(df) AS df FROM (
-                   SELECT term, df FROM lexical_terms WHERE layer = $layer
-                   UNION ALL SELECT term, 1 FROM lexical_recent WHERE layer = $layer
+        """WITH changes AS (
+               SELECT term, sum(change) AS change FROM (
+                   SELECT term, 1 AS change FROM lexical_recent WHERE layer = $layer
+                   UNION ALL SELECT term, df FROM lexical_terms WHERE layer = $layer AND df < 0
                ) GROUP BY term
-           ) WHERE df > 0 GROUP BY df ORDER BY df""",
+           ), changed AS (
+               SELECT coalesce(t.df, 0) AS old, coalesce(t.df, 0) + c.change AS new FROM changes c
+               LEFT JOIN (SELECT term, df FROM lexical_terms WHERE layer = $layer AND df > 0) t USING (term)
+           )
+           SELECT df::BIGINT AS df, sum(terms)::BIGINT AS terms FROM (
+               SELECT df, num_terms AS terms FROM lexical_histogram WHERE layer = $layer
+               UNION ALL SELECT old, -1 FROM changed
+               UNION ALL SELECT new, 1 FROM changed
+           ) WHERE df > 0 GROUP BY df HAVING sum(terms) > 0 ORDER BY df""",
         {"layer": layer},
     )
     return columns["df"], columns["terms"]

@@ -108,21 +108,24 @@ def recall(store: Store, query: Query, arms: Arms | None = None) -> list[Hit]:
     if not query.text.strip():
         raise InputError("The query is empty. Say what to look for.")
     arms = arms or Arms(store)
-    distiller = query.distiller or _main_distiller(con)
+    distiller = query.distiller or main_distiller(con)
     allowed = _allowed(con, query.filters) if query.filters else None
     if allowed is not None and not len(allowed):
         return []
-    found = _arms(arms, query, distiller, allowed)
-    docs, scores = _fuse(con, query, found)
+    found = find(arms, query, distiller, allowed)
+    docs, scores = _fuse(con, query, found, arms)
     return _hits(con, query, distiller, docs[: query.k], scores[: query.k], found)
 
 
-def _main_distiller(con: duckdb.DuckDBPyConnection) -> str | None:
+def main_distiller(con: duckdb.DuckDBPyConnection) -> str | None:
+    """The distiller with the most memories."""
     row = con.execute("SELECT distiller FROM memories GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1").fetchone()
     return row[0] if row else None
 
 
-def _arms(arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None) -> dict[str, Arm]:
+def find(
+    arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None = None
+) -> dict[str, Arm]:
     """The scored documents of each arm that the mode and the layer ask for; empty arms are left out."""
     layers = {"verbatim": index.VERBATIM}
     if distiller:
@@ -139,25 +142,29 @@ def _arms(arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.i
 
 
 #: Where a store was not calibrated. Chosen on the tuning half of the development queries: benchmarks/recall_quality.py.
+#: The last three are priors that only calibration switches on: what they are worth differs most between stores.
 DEFAULT_WEIGHTS = {
-    "keyword:verbatim": 1.0, "window:verbatim": 0.3, "vector:verbatim": 0.3,
-    "keyword:distilled": 0.5, "window:distilled": 0.2, "vector:distilled": 0.3,
+    "keyword:verbatim": 1.0, "window:verbatim": 0.2, "vector:verbatim": 0.3,
+    "keyword:distilled": 0.75, "window:distilled": 0.15, "vector:distilled": 0.25,
+    "session:verbatim": 0.0, "session:distilled": 0.0, "edited": 0.0,
 }  # fmt: skip
 
 
-def _fuse(con: duckdb.DuckDBPyConnection, query: Query, found: dict[str, Arm]) -> Arm:
+def _fuse(con: duckdb.DuckDBPyConnection, query: Query, found: dict[str, Arm], arms: Arms) -> Arm:
     if not found:
         return np.empty(0, np.int64), np.empty(0)
     if query.fusion == "card":
         return _fuse_as_card(found)
-    arms = list(found.values())
     if query.fusion == "combmnz":
-        return fusion.comb_mnz(arms)
+        return fusion.comb_mnz(list(found.values()))
     weights = query.weights or calibrated_weights(con) or DEFAULT_WEIGHTS
-    values = [weights.get(name, 0.0) for name in found]
-    if not any(values):
-        values = [1.0] * len(values)
-    return fusion.comb_sum(arms, values) if query.fusion == "combsum" else fusion.reciprocal_rank(arms, weights=values)
+    if any(weights.get(name) for name in ("session:verbatim", "session:distilled", "edited")):
+        found |= arms.priors(found)
+    used = {name: arm for name, arm in found.items() if weights.get(name)} or found
+    values = [weights.get(name) or 1.0 for name in used]
+    if query.fusion == "combsum":
+        return fusion.comb_sum(list(used.values()), values)
+    return fusion.reciprocal_rank(list(used.values()), weights=values)
 
 
 def _fuse_as_card(found: dict[str, Arm]) -> Arm:

@@ -111,6 +111,29 @@ def recall(
         return run(opened, wanted)
 
 
+def calibrate(store: StorePath = None) -> dict[str, Any]:
+    """Searches the fusion weights that find best what this store itself says should be found, and keeps them.
+
+    Returns: weights, whether they were accepted, the number of queries, and MRR on the half of the queries that the
+        search did not see, before and after. Nothing changes with too few queries or without a gain.
+    """
+    from workbench.memory import calibrate as calibration
+    from workbench.memory.arms import Arms
+    from workbench.memory.recall import DEFAULT_WEIGHTS, Query, find, main_distiller
+
+    with Store(store) as opened:
+        arms, distiller = Arms(opened, warm=True), main_distiller(opened.con)
+
+        def search(text: str) -> dict[str, Any]:
+            found = find(arms, Query(text), distiller)
+            return {**found, **arms.priors(found)} if found else {}
+
+        result = calibration.calibrate(opened.con, search, DEFAULT_WEIGHTS)
+        with opened.transaction() as con:
+            calibration.save(con, result)
+        return result.as_json()
+
+
 def show(id: str, store: StorePath = None, *, neighbours: int = 1) -> dict[str, Any]:
     """The verbatim source behind an id, with its neighbours."""
     from workbench.memory.show import show as run

@@ -30,11 +30,17 @@ CREATE TABLE lexical_recent (
     tf INTEGER NOT NULL,
     tf_user INTEGER NOT NULL
 );
--- Document frequencies of lexical_postings: the sum of a term's rows (a removal adds a negative row).
+-- Document frequencies of lexical_postings, counted by compaction; a later removal adds rows of -1.
 CREATE TABLE lexical_terms (
     layer SMALLINT NOT NULL,
     term UBIGINT NOT NULL,
     df INTEGER NOT NULL
+);
+-- How many terms had which document frequency at the last compaction.
+CREATE TABLE lexical_histogram (
+    layer SMALLINT NOT NULL,
+    df INTEGER NOT NULL,
+    num_terms BIGINT NOT NULL
 );
 
 -- Vectors of a layer's documents under one embedding model.

@@ -31,7 +31,6 @@ _NOT_CONTENT = {
     "schema_versions": ("applied_at",),
 }
 _BY_NUMBER = ("embeddings",)
-_LEXICAL = ("lexical_layers", "lexical_documents", "lexical_postings", "lexical_recent", "lexical_terms")
 Content = dict[str, Counter[tuple[Any, ...]]]
 
 
@@ -45,18 +44,18 @@ def content(store: Path, places: bool = True) -> Content:
         tables = [r[0] for r in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()]
         found: Content = {}
         for table in tables:
-            if table not in _LEXICAL and table not in _BY_NUMBER:
+            if not table.startswith("lexical_") and table not in _BY_NUMBER:
                 names = _NOT_CONTENT.get(table, ())
                 if table == "messages" and not places:
                     names = (*names, "source_offset", "source_length")
                 left_out = ", ".join(names)
                 columns = f"* EXCLUDE ({left_out})" if left_out else "*"
                 found[table] = Counter(con.execute(f'SELECT COLUMNS({columns})::VARCHAR FROM "{table}"').fetchall())
-        if set(_LEXICAL) <= set(tables):
+        if "lexical_documents" in tables:
             found["index"] = _index(con)
         if set(_BY_NUMBER) <= set(tables):
             vectors = con.execute(
-                "SELECT layer, model, exchange_id, vector::VARCHAR FROM embeddings "
+                "SELECT layer, model, exchange_id, md5(vector) FROM embeddings "
                 "LEFT JOIN embedding_spaces USING (space) LEFT JOIN exchanges e ON e.seq = doc"
             ).fetchall()
             found["embeddings"] = Counter(vectors)

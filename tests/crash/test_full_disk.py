@@ -60,7 +60,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def _big_log(folder: Path) -> Path:
     for i in range(6):
-        rows = helpers.claude_session(random.Random(10 + i), f"big-{i}", turns=150, result_bytes=6000)
+        rows = helpers.claude_session(random.Random(10 + i), f"big-{i}", turns=80, result_bytes=9000)
         helpers.write_jsonl(folder / f"big-{i}.jsonl", rows)
     return folder
 

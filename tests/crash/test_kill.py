@@ -26,7 +26,7 @@ helpers = killing.helpers
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return killing.make_logs(tmp_path_factory.mktemp("logs"), seed=11, sessions=8, conversations=1500)
+    return killing.make_logs(tmp_path_factory.mktemp("logs"), seed=11, sessions=6, conversations=500)
 
 
 def test_kill_ingest_and_distill(tmp_path: Path, logs: Path) -> None:

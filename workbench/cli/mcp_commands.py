@@ -56,7 +56,7 @@ def install(
     clients = mcp_install.chosen(client)
     results = [_written(c, command, asked=client is not None) if write else _described(c, command) for c in clients]
     if find_spec("mcp") is None:
-        typer.echo("The server itself needs one package more, in the workbench's folder: pip install -e '.[serve]'", err=True)
+        typer.echo("The server needs one package more. In the workbench's folder: pip install -e '.[serve]'", err=True)
     if json:
         print_json({"command": command, "clients": results})
     elif write:

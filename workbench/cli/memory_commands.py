@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, print_json, table
+from workbench.cli.output import Json, number, print_json, table
 
 if TYPE_CHECKING:
     from workbench.memory.recall import Hit
@@ -65,6 +65,25 @@ def _print_hits(query: str, hits: list[Hit]) -> None:
     if all(hit.memory_id is None for hit in hits):
         typer.echo("These exchanges have no memories yet: run `workbench distill`.")
     typer.echo(f"Source: `workbench show {hits[0].exchange_id}`")
+
+
+@app.command()
+def calibrate(context: typer.Context, json: Json = False) -> None:
+    """Find the weights that suit your own logs: commits and titles in them say what should be found.
+
+    Half of these queries are searched, the other half decides whether the weights are kept.
+    """
+    from workbench import api
+
+    result = api.calibrate(context.obj)
+    if json:
+        print_json(result)
+        return
+    kept = "kept" if result["accepted"] else "not kept: no gain, or too few queries in the logs"
+    rows = [(name, f"{weight:.2f}") for name, weight in result["weights"].items()]
+    rows += [("queries", number(result["num_queries"])),
+             ("MRR on the unseen half", f"{result['mrr_before']:.3f} -> {result['mrr_after']:.3f}")]  # fmt: skip
+    table(f"Fusion weights ({kept})", rows)
 
 
 @app.command()
