@@ -50,7 +50,8 @@ def words() -> list[str]:
     if not corpus.exists():
         print("shared data is missing: Zipf words instead of real ones")
         return [f"word{int(random.Random(i).paretovariate(1.1))}" for i in range(500_000)]
-    rows = [json.loads(line) for line in gzip.open(corpus)]
+    with gzip.open(corpus) as lines:
+        rows = [json.loads(line) for line in lines]
     return [w for row in rows for w in re.findall(r"\S+", f"{row['user']} {row['assistant']}") if len(w) < 40]
 
 
@@ -68,7 +69,7 @@ def write_logs(path: Path, count: int) -> None:
 
 def main() -> None:
     """Makes the store, asks it, prints a table and writes benchmarks/results/cli.{json,md}."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="CPU seconds of one cold `workbench recall`.")
     parser.add_argument("--memories", type=int, default=100_000)
     parser.add_argument("--keep", type=Path, help="use or make the store in this folder")
     arguments = parser.parse_args()

@@ -36,7 +36,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        logs = killing.make_logs(folder / "logs", options.seed, sessions=40, conversations=8000)
+        logs = killing.make_logs(folder / "logs", options.seed, sessions=20, conversations=3000)
         size = sum(p.stat().st_size for p in logs.rglob("*.jsonl"))
         totals = killing.campaign(folder, logs, options.seed, options.kills)
     rows = ["| command | kills | moments of the kills, s after the start | differences |", "|---|---|---|---|"]

@@ -139,12 +139,21 @@ def time_queries(row: Row, queries: list[str], file: str) -> None:
         )
         searcher = ColdBm25(reader, LAYER)
         searcher.search(queries[0], 10)
+        row["postings_per_query"] = float(np.mean([num_postings(reader, query) for query in queries]))
         milliseconds(row, "next_sql_query", [cpu(lambda q=q: searcher.search(q, 10))[0] for q in queries[1:]])
         row["warm_load_s"], warm = cpu(lambda: WarmBm25(reader, LAYER))
         for name, options in (("warm_query", plain), ("warm_window_query", window)):
             warm.search(queries[0], 10, options=options)
             times = [cpu(lambda q=q, o=options: warm.search(q, 10, options=o))[0] for q in queries[1:]]
             milliseconds(row, name, times)
+
+
+def num_postings(con: Any, query: str) -> int:
+    """How many postings the terms of a query have: what every engine has to add up."""
+    from workbench.memory.tokenizers import get_tokenizer
+
+    sql = "SELECT count(*) FROM lexical_postings JOIN (SELECT unnest(?::UBIGINT[]) AS term) USING (term)"
+    return con.execute(sql, [list(set(get_tokenizer(TOKENIZER).hashes(query)))]).fetchall()[0][0]
 
 
 def time_additions(row: Row, texts: Path, file: str, count: int) -> None:

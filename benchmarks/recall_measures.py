@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
+from workbench.evals import stats
 from workbench.memory.calibrate import Judged, judge
 from workbench.memory.fusion import Arm
 from workbench.memory.tokenizers import get_tokenizer
@@ -23,7 +23,6 @@ from workbench.memory.types import Distilled, Exchange, FileTouch
 
 TOKENIZER = "stem/1"
 SEED = 20260313
-BOOTSTRAPS = 10_000
 Texts = list[tuple[str, str]]  # (user, assistant) of each document; the first is empty in a distilled layer
 
 
@@ -139,30 +138,23 @@ def compare(scores: NDArray[np.float64], baseline: NDArray[np.float64], tuning: 
     """
     out = {}
     for part, mask in (("held_out", ~tuning), ("all", np.ones_like(tuning))):
-        difference = (scores[0] - baseline[0])[mask]
-        rng = np.random.default_rng(SEED)
-        drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        flipped = np.abs((rng.integers(0, 2, (BOOTSTRAPS, len(difference))) * 2 - 1) @ difference)
-        p = (1 + np.count_nonzero(flipped >= abs(difference.sum()) - 1e-12)) / (BOOTSTRAPS + 1)
-        ranked = float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0
+        ours, theirs = scores[0][mask], baseline[0][mask]
+        interval = stats.paired_bootstrap(ours, theirs, seed=SEED)
         out[part] = {
-            "retention": round(float(scores[0][mask].mean() / baseline[0][mask].mean()), 4),
-            "difference": round(float(difference.mean()), 4),
-            "ci95": [round(float(low), 4), round(float(high), 4)],
-            "p": p,
-            "p_wilcoxon": ranked,
+            "retention": round(float(ours.mean() / theirs.mean()), 4),
+            "difference": round(interval.estimate, 4),
+            "ci95": [round(interval.low, 4), round(interval.high, 4)],
+            "p": stats.paired_randomisation(ours, theirs, seed=SEED).p,
+            "p_wilcoxon": stats.wilcoxon(ours, theirs).p,
         }
     return out
 
 
 def holm(rows: list[dict[str, Any]], part: str) -> None:
     """Adds Holm's adjusted p to every comparison of the study."""
-    compared = sorted((row["vs"][part] for row in rows if "vs" in row), key=lambda c: c["p"])
-    running = 0.0
-    for i, comparison in enumerate(compared):
-        running = max(running, min(1.0, comparison["p"] * (len(compared) - i)))
-        comparison["p_holm"] = running
+    compared = [row["vs"][part] for row in rows if "vs" in row]
+    for comparison, adjusted in zip(compared, stats.holm([c["p"] for c in compared]), strict=True):
+        comparison["p_holm"] = float(adjusted)
 
 
 def num_tokens(texts: Texts) -> int:

@@ -25,11 +25,16 @@ def registered(
 ) -> Iterator[None]:
     """Makes rows (values in the order of `columns`; None = NULL) a view of that name inside the block."""
     values = zip(*rows, strict=True) if rows else [()] * len(columns)
-    con.register(name, {c: _array(v, kind) for v, (c, kind) in zip(values, columns.items(), strict=True)})
+    arrays = {c: _array(v, kind) for v, (c, kind) in zip(values, columns.items(), strict=True)}
+    con.register(name, arrays)
     try:
         yield
     finally:
         con.unregister(name)
+        # DuckDB holds what was registered until the transaction ends: all text of a large log otherwise.
+        for array in arrays.values():
+            if array.dtype == object:
+                array.fill(None)
 
 
 def insert_rows(

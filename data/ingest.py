@@ -30,6 +30,8 @@ from workbench.errors import InputError
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 1.0
 FINGERPRINT_BYTES = 4096
+#: What DuckDB may hold of an uncommitted conversation before it moves it to its temporary file.
+MEMORY_LIMIT = "256MB"
 
 #: Called inside the transaction with the ids of the conversations that changed; returns (added, unchanged) exchanges.
 OnChange = Callable[[duckdb.DuckDBPyConnection, list[str]], tuple[int, int]]
@@ -111,6 +113,7 @@ class _Ingest:
     def run(self, sources: Iterator[Found], progress: Callable[[str, Report], None] | None) -> Report:
         started = time.monotonic()
         with store_errors(self.store.path):
+            limit = self._set_memory_limit(MEMORY_LIMIT)
             try:
                 for batch in _batches(sources):
                     known = self._known(batch)
@@ -123,6 +126,7 @@ class _Ingest:
             finally:
                 if self._in_transaction:
                     self.store.rollback()
+                self._set_memory_limit(limit)
                 self.report.seconds = time.monotonic() - started
         return self.report
 
@@ -264,6 +268,12 @@ class _Ingest:
             self._in_transaction = True
         self.writer.begin_source(source_id, found.path, format)
 
+    def _set_memory_limit(self, limit: str) -> str:
+        """Sets DuckDB's memory limit; returns the one before."""
+        before = self.store.con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0]
+        self.store.con.execute(f"SET memory_limit = '{limit}'")
+        return before
+
     def _due(self, more_bytes: int = 0) -> bool:
         late = time.monotonic() - self._committed_at > COMMIT_SECONDS
         return late or self._uncommitted_bytes + more_bytes > COMMIT_BYTES
@@ -286,6 +296,7 @@ class _Ingest:
             report.messages_unchanged += written.messages_unchanged
         self._uncommitted_bytes = 0
         if self.store.hand_over():
+            self._set_memory_limit(MEMORY_LIMIT)
             self.writer = Writer(self.store.con)
         self.writer.reset()
         self._committed_at = time.monotonic()
@@ -329,8 +340,10 @@ class _Known:
 
 
 def _only_grew(found: Found, known: _Known) -> bool:
-    """Whether the file begins with all that was read of it (judged by its last bytes before that point)."""
+    """Whether the file begins with all that was read of it (judged by the bytes before that point, and its first)."""
     if not known.bytes_read or not found.seekable or known.bytes_read > found.size_bytes:
+        return False
+    if found.size_bytes == known.size_bytes:  # of the same size, but written to: no growth
         return False
     return _fingerprint(found, known.bytes_read) == known.fingerprint
 
@@ -339,5 +352,6 @@ def _fingerprint(found: Found, offset: int) -> str:
     if not offset or found.file is None:
         return ""
     with found.file.open("rb") as f:
+        first = f.read(min(offset, FINGERPRINT_BYTES))
         f.seek(max(0, offset - FINGERPRINT_BYTES))
-        return digest(f.read(min(offset, FINGERPRINT_BYTES)))
+        return digest(first, f.read(min(offset, FINGERPRINT_BYTES)))

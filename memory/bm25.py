@@ -29,10 +29,10 @@ from workbench.memory.postings import Layer, Postings
 _CHANGED_SHARE, _CHANGED_MIN = 0.1, 1_000
 _MAX_SEGMENTS = 8
 # Postings of a term from which on it is frequent, and of all frequent terms together that are kept (12 bytes each).
-_FREQUENT, _MAX_KEPT = 10_000, 8_000_000
+_FREQUENT, _MAX_KEPT = 10_000, 16_000_000
 _COLUMNS = ("back", "length", "length_user", "revision")
 Piece = tuple[int, NDArray, NDArray, NDArray]  # term, positions of documents, tf, tf_user
-Match = tuple[NDArray[np.int32], NDArray[np.float64], int]  # positions of documents, tf / (tf + K), df
+Match = tuple[NDArray, NDArray[np.float64], float]  # positions of documents, factor * tf / (tf + K), factor
 Found = tuple[NDArray, NDArray]  # positions of documents, term frequencies
 
 
@@ -115,20 +115,18 @@ class _Bm25:
         docs = self._documents["doc"]
         terms = Counter(self._layer.tokenizer.hashes(query))
         matches = self._matches(terms, options) if self._count else {}
-        scores, factors = np.zeros(len(docs)), {}
+        scores, is_positive = np.zeros(len(docs)), True
         for term in [term for term in terms if term in matches]:
-            positions, gain, df = matches[term]
-            factors[term] = terms[term] * self._idf(df, options) * (options.k1 + 1 if options.variant == "okapi" else 1)
-            np.add.at(scores, positions, factors[term] * gain)
-        if all(factor > 0 for factor in factors.values()):
-            matched = scores > 0
-        else:
-            matched = np.zeros(len(docs), bool)
-            for term in factors:
-                matched[matches[term][0]] = True
+            positions, weights, factor = matches[term]
+            np.add.at(scores, positions, weights if terms[term] == 1 else terms[term] * weights)
+            is_positive &= factor > 0
+        matched = scores > 0
+        if not is_positive:
+            for positions, _, _ in matches.values():
+                matched[positions] = True
         if allowed is not None:
             matched &= np.isin(docs, allowed)
-        at = best(np.where(matched, scores, -np.inf), n)
+        at = best(scores if allowed is None and is_positive else np.where(matched, scores, -np.inf), n)
         at = at[matched[at]]
         return top(docs[at], scores[at], n)
 
@@ -160,9 +158,12 @@ class _Bm25:
             df = len(positions)
             if options.window:
                 positions, tf = self._windowed(positions, tf)
-            gain = norm[positions]
-            gain += tf
-            matches[term] = positions, np.divide(tf, gain, out=gain), df
+            factor = self._idf(df, options) * (options.k1 + 1 if options.variant == "okapi" else 1)
+            weights = norm[positions]
+            weights += tf
+            np.divide(tf, weights, out=weights)
+            weights *= factor
+            matches[term] = positions, weights, factor
         return matches
 
     def _idf(self, df: int, options: Bm25Options) -> float:
@@ -208,6 +209,7 @@ class _Bm25:
     def _windowed(self, positions: NDArray[np.int32], tf: NDArray) -> Found:
         before, after = self._neighbours()
         count = len(before)
+        tf = tf.astype(np.float64)  # np.add.at is fast when the types are the same
         around = np.concatenate([before[positions], after[positions]])
         total = np.zeros(count + 1)
         total[positions] = tf

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import InputError, NotFound
 from workbench.memory.fusion import Arm, top
-from workbench.memory.postings import fetch, next_revision
+from workbench.memory.postings import fetch, insert, next_revision
 
 _READ_AT_ONCE = 100_000  # vectors taken out of DuckDB at once: with 256 dimensions 50 MB
 _ROWS_AT_ONCE = 8_192
@@ -86,11 +86,8 @@ def add(
     blobs = np.empty(len(numbers), object)
     blobs[:] = [row.tobytes() for row in np.ascontiguousarray(vectors, "<f2")]
     revision = next_revision(space.revision)
-    con.register("batch", {"doc": numbers, "vector": blobs})
-    try:
-        con.execute("INSERT INTO embeddings SELECT ?, doc, ?, vector FROM batch", [space.id, revision])
-    finally:
-        con.unregister("batch")
+    batch = {"doc": numbers, "vector": blobs}
+    insert(con, "INSERT INTO embeddings SELECT ?, doc, ?, vector FROM batch", [space.id, revision], batch)
     con.execute("UPDATE embedding_spaces SET revision = ? WHERE space = ?", [revision, space.id])
     return len(numbers)
 

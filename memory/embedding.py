@@ -7,8 +7,8 @@ lsa/1:<digest>: latent semantic analysis (`lsa`) of the store's own texts: words
 hashed/1: every word a random direction drawn from its hash, all equally heavy; knows no word better than another.
 
 What they reach by themselves (verbatim text; MRR and nDCG@10 on the agentlog development queries, nDCG@10 on LoCoMo's
-turns), measured by benchmarks/bench_recall.py --quality beside all-MiniLM-L6-v2's .340 / .289 / .296:
-lsa/1 .349 / .342 / .430; hashed/1 .215 / .196 / .265.
+turns), measured by benchmarks/bench_embedding.py beside all-MiniLM-L6-v2's .340 / .289 / .296:
+lsa/1 .357 / .349 / .432; hashed/1 .216 / .196 / .283.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import MissingExtra, NotFound
 from workbench.memory.lsa import Features, count_features, learn_features, random_vectors, sum_rows
-from workbench.memory.postings import fetch
+from workbench.memory.postings import fetch, insert
 
 HASHED = "hashed/1"
 LEARNT = "lsa/1"
@@ -55,7 +55,7 @@ class LexicalEmbedder:
     Args:
         known: what the model has learnt; may be empty.
         scale: length of the vector of a word that it has not.
-        num_documents: how many texts it has learnt from; gives the idf of an unseen word.
+        num_documents: how many texts there were to learn from; gives the idf of an unseen word.
     """
 
     def __init__(self, name: str, known: Features, scale: float = 1.0, num_documents: int = 0, dim: int = DIM) -> None:
@@ -94,11 +94,7 @@ class LexicalEmbedder:
             "INSERT INTO embedding_models VALUES (?, ?, ?, ?, now())",
             [self.name, self.dim, self.num_documents, self.scale],
         )
-        con.register("batch", batch)
-        try:
-            con.execute("INSERT INTO embedding_features SELECT ?, feature, idf, vector FROM batch", [self.name])
-        finally:
-            con.unregister("batch")
+        insert(con, "INSERT INTO embedding_features SELECT ?, feature, idf, vector FROM batch", [self.name], batch)
 
     def _look_up(self, features: NDArray[np.uint64]) -> Features:
         return self._known
@@ -179,7 +175,7 @@ def learn(texts: Sequence[str], dim: int = DIM) -> LexicalEmbedder:
     length = np.linalg.norm(known.vector, axis=1)
     scale = float(np.median(length[length > 0])) if np.any(length > 0) else 1.0
     digest = blake2b(known.feature.tobytes() + known.vector.tobytes(), digest_size=4).hexdigest()
-    return LexicalEmbedder(f"{LEARNT}:{digest}", known, scale, len(sample), dim)
+    return LexicalEmbedder(f"{LEARNT}:{digest}", known, scale, len(texts), dim)
 
 
 def get_embedder(con: duckdb.DuckDBPyConnection, name: str) -> Embedder:

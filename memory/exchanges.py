@@ -151,11 +151,16 @@ def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterat
         WHERE m.seq >= $seq AND m.conversation_id IN (SELECT unnest($ids::VARCHAR[]))
         ORDER BY m.conversation_id, m.thread, m.ply, p.seq, p.ordinal""",
         {"seq": first[0] if first else 0, "ids": conversation_ids},
-    ).fetchall()
-    for (cid, thread, format, project), group in groupby(records, key=lambda r: (r[0], r[1], r[9], r[10])):
+    )
+    for (cid, thread, format, project), group in groupby(_fetched(records), key=lambda r: (r[0], r[1], r[9], r[10])):
         chunks = segment(_plies(group), keep_short=format == OWN_FORMAT)
         for position, chunk in enumerate(chunks):
             yield _exchange_row(cid, thread, position, project, chunk)
+
+
+def _fetched(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := result.fetchmany(2000):
+        yield from rows
 
 
 def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def add(con: duckdb.DuckDBPyConnection, layer: str, tokenizer: str, documents: I
     revision = next_revision(target.revision)
     lengths, lengths_user = _insert_postings(con, target, batch, docs)
     back = [0 if document.previous is None else document.doc - document.previous for document in batch]
-    _insert(
+    insert(
         con,
         "INSERT INTO lexical_documents SELECT ?, doc, back, length, length_user, ? FROM batch",
         [target.id, revision],
@@ -293,6 +294,17 @@ def fetch(con: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> dict[str
     return {name: np.asarray(column) for name, column in con.execute(sql, parameters).fetchnumpy().items()}
 
 
+def insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any], batch: dict[str, NDArray]) -> None:
+    """Runs an INSERT … FROM batch, whose columns are these arrays."""
+    con.register("batch", batch)
+    try:
+        con.execute(sql, parameters)
+    finally:
+        # In a transaction that failed this fails as well, and would hide why.
+        with suppress(duckdb.Error):
+            con.unregister("batch")
+
+
 def sorted_postings(tables: list[dict[str, NDArray]]) -> Postings:
     """Tables of postings joined into one that is sorted by term."""
     columns = {
@@ -344,16 +356,8 @@ def _insert_postings(
             "tf": np.diff(np.append(starts, len(terms))).astype(np.int32),
             "tf_user": np.add.reduceat(is_user, starts, dtype=np.int32),
         }
-        _insert(con, "INSERT INTO lexical_recent SELECT ?, term, doc, tf, tf_user FROM batch", [layer.id], columns)
+        insert(con, "INSERT INTO lexical_recent SELECT ?, term, doc, tf, tf_user FROM batch", [layer.id], columns)
     return sizes.sum(axis=0, dtype=np.int32), sizes[0]
-
-
-def _insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list, batch: dict[str, NDArray]) -> None:
-    con.register("batch", batch)
-    try:
-        con.execute(sql, parameters)
-    finally:
-        con.unregister("batch")
 
 
 def _set_revision(con: duckdb.DuckDBPyConnection, layer: Layer, revision: int | None = None) -> None:
@@ -388,5 +392,5 @@ def _remove(con: duckdb.DuckDBPyConnection, layer: int, docs: NDArray[np.int32])
             "DELETE FROM lexical_postings WHERE layer = ? AND doc IN (SELECT unnest(?::INTEGER[])) RETURNING term",
             [layer, left],
         )
-        _insert(con, "INSERT INTO lexical_terms SELECT ?, term, -1 FROM batch", [layer], {"term": columns["term"]})
+        insert(con, "INSERT INTO lexical_terms SELECT ?, term, -1 FROM batch", [layer], {"term": columns["term"]})
     return len(removed["doc"])

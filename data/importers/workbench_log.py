@@ -78,8 +78,8 @@ def _message(row: dict[str, Any], offset: int, length: int) -> Message:
     if row["role"] not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}, not {row['role']!r}")
     parts = [_part(part) for part in row["parts"]]
-    numbers = {k: row.get(k) for k in ("tokens_in", "tokens_out", "tokens_cached")}
-    if any(v is not None and (not isinstance(v, int) or isinstance(v, bool)) for v in numbers.values()):
+    numbers = [row.get(k) for k in ("tokens_in", "tokens_out", "tokens_cached")]
+    if any(v is not None and (not isinstance(v, int) or isinstance(v, bool)) for v in numbers):
         raise TypeError("token counts must be integers")
     native_id = _text(row, "native_id") or digest(row["role"], orjson.dumps(row["parts"]), str(row.get("created_at")))
     meta = row.get("meta")
@@ -87,7 +87,8 @@ def _message(row: dict[str, Any], offset: int, length: int) -> Message:
         raise TypeError("meta must be an object")
     return Message(
         row["session_id"], row["role"], parts, native_id, _text(row, "parent_id"), _text(row, "agent_id"),
-        parse_time(row.get("created_at")), _text(row, "model"), **numbers, offset=offset, length=length, meta=meta,
+        parse_time(row.get("created_at")), _text(row, "model"), numbers[0], numbers[1], numbers[2],
+        offset=offset, length=length, meta=meta,
     )  # fmt: skip
 
 

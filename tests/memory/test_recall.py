@@ -32,7 +32,11 @@ def write_log(path: Path, rows: list[tuple[str, str]]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    rows = [(f"Question {i} about {t}: what happened in module_{i}.py?", f"{s}. Run {i}.") for i in range(8) for t, s in TOPICS.items()]
+    rows = [
+        (f"Question {i} about {topic}: what happened in module_{i}.py?", f"{said}. Run {i}.")
+        for i in range(8)
+        for topic, said in TOPICS.items()
+    ]
     write_log(tmp_path / "log.jsonl", rows)
     path = tmp_path / "store.duckdb"
     workbench.ingest([tmp_path / "log.jsonl"], path)
@@ -74,7 +78,8 @@ def test_vectors_keep_step(store: Path, tmp_path: Path) -> None:
         first = vectors.current_model(opened.con)
     assert first is not None
     assert first.startswith("lsa/")
-    write_log(tmp_path / "more.jsonl", [(f"New question {i} about caching?", "The cache was stale again.") for i in range(50)])
+    more = [(f"New question {i} about caching?", "The cache was stale again.") for i in range(50)]
+    write_log(tmp_path / "more.jsonl", more)
     workbench.ingest([tmp_path / "more.jsonl"], store)
     with Store(store, read_only=True) as opened:
         assert vectors.num_missing(opened.con) == 50
@@ -95,7 +100,8 @@ def test_vectors_keep_step(store: Path, tmp_path: Path) -> None:
 
 
 def test_recall_before_distill_uses_the_logs_words(tmp_path: Path) -> None:
-    write_log(tmp_path / "log.jsonl", [(f"Question {i} about the {t} trouble?", s) for i, (t, s) in enumerate(TOPICS.items())])
+    rows = [(f"A question about the {topic} trouble?", said) for topic, said in TOPICS.items()]
+    write_log(tmp_path / "log.jsonl", rows)
     path = tmp_path / "store.duckdb"
     workbench.ingest([tmp_path / "log.jsonl"], path)
     hits = workbench.recall("rate limit 429", path)

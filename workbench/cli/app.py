@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -67,9 +67,9 @@ def run(arguments: Sequence[str]) -> int:
         return stop.exit_code
     except typer.Abort:
         return _interrupted()
-    except typer.TyperException as error:
-        error.show()
-        return error.exit_code
+    except typer.TyperException as error:  # wrong use: typer's own classes know how to show themselves
+        cast(Any, error).show()
+        return cast(Any, error).exit_code
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:

@@ -52,8 +52,6 @@ def _print(result: dict[str, Any], store: Path) -> None:
     here = "workbench" if which("workbench") else sys.argv[0]
     typer.echo(f"  {here} --store {store} recall 'database is locked' --json")
     typer.echo(f"  {here} --store {store} show {first}")
-    typer.echo(
-        f"  {here} ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports"
-    )
+    typer.echo(f"  {here} ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports")
     typer.echo(f"  {here} distill && {here} recall 'what I am looking for'")
     typer.echo(f"  {here} mcp install                 # let your agents ask")
