@@ -7,6 +7,9 @@ sessions (WORKBENCH_SHARED_DATA, else ../shared/data; without it Zipf's law over
 Queries are the commit subjects of the development set, else words of a document. Every engine runs in a process of
 its own on the same texts. All times are CPU time of the process, all threads, in the median (and the 95th percentile)
 of the queries; memory is the peak of the process. rank-bm25 is left out above 200,000 documents: it takes seconds.
+
+cold_query: open the store, one query, close. first_sql_query: the first of an open store. next_sql_query: the lengths
+of the documents are read by then. Both ask the postings by SQL, on one DuckDB thread. warm_query: all in memory.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ import gzip
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,7 +80,7 @@ def milliseconds(row: Row, name: str, seconds: Iterable[float]) -> None:
     row[f"{name}_ms"], row[f"{name}_p95_ms"] = float(np.median(values)), float(np.percentile(values, 95))
 
 
-def size_of(folder: Path) -> int:
+def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -89,7 +92,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def run_workbench(texts: Path, queries: list[str], folder: Path) -> Row:
     row, file = Row(), str(folder / "store.duckdb")
     count = build_store(row, texts, file)
-    row["file_bytes"] = size_of(folder)
+    row["file_bytes"] = file_bytes(folder)
     time_queries(row, queries, file)
     time_additions(row, texts, file, count)
     return row
@@ -126,11 +129,14 @@ def time_queries(row: Row, queries: list[str], file: str) -> None:
 
     plain, window = Bm25Options(), Bm25Options(window=True)
 
+    def connect() -> duckdb.DuckDBPyConnection:
+        return duckdb.connect(file, read_only=True, config={"threads": 1})
+
     def cold(query: str, options: Bm25Options) -> None:
-        with duckdb.connect(file, read_only=True) as reader:
+        with connect() as reader:
             ColdBm25(reader, LAYER).search(query, 10, options=options)
 
-    milliseconds(row, "open", [cpu(lambda: duckdb.connect(file, read_only=True).close())[0] for _ in range(20)])
+    milliseconds(row, "open", [cpu(lambda: connect().close())[0] for _ in range(20)])
     milliseconds(row, "cold_query", [cpu(lambda q=q: cold(q, plain))[0] for q in queries])
     milliseconds(row, "cold_window_query", [cpu(lambda q=q: cold(q, window))[0] for q in queries])
     with duckdb.connect(file, read_only=True) as reader:
@@ -170,7 +176,6 @@ def time_additions(row: Row, texts: Path, file: str, count: int) -> None:
     milliseconds(row, "add_one", [cpu(lambda i=i: add(range(i, i + 1)))[0] for i in range(100)])
     batches = [cpu(lambda i=i: add(range(i, i + 100)))[0] / 100 for i in range(100, 2_000, 100)]
     milliseconds(row, "add_in_batches_of_100", batches)
-    # What compaction adds to each document when it comes as often as `maintain` has it come.
     terms = con.execute("SELECT sum(df) FROM lexical_terms").fetchall()[0][0]
     between = max(postings._RECENT_ROWS, postings._RECENT_SHARE * terms) / (terms / count)
     row["compaction_share_of_add_ms"] = 1e3 * row["compact_s"] / between
@@ -213,18 +218,17 @@ def run_bm25s(texts: Path, queries: list[str], folder: Path) -> Row:
 
     row["build_s"], engine = cpu(build)
     engine.save(folder / "bm25s")
-    row["file_bytes"] = size_of(folder)
+    row["file_bytes"] = file_bytes(folder)
 
     def search(some: bm25s.BM25, query: str) -> None:
         some.retrieve([tokenize(query)], k=10, show_progress=False)
 
+    def cold(query: str) -> None:
+        search(bm25s.BM25.load(folder / "bm25s", mmap=True), query)
+
     search(engine, queries[0])
     milliseconds(row, "warm_query", [cpu(lambda q=q: search(engine, q))[0] for q in queries[1:]])
-    milliseconds(
-        row,
-        "cold_query",
-        [cpu(lambda q=q: search(bm25s.BM25.load(folder / "bm25s", mmap=True), q))[0] for q in queries[:20]],
-    )
+    milliseconds(row, "cold_query", [cpu(lambda q=q: cold(q))[0] for q in queries[:20]])
     return row
 
 
@@ -242,8 +246,7 @@ def run_fts5(texts: Path, queries: list[str], folder: Path) -> Row:
             con.executemany("INSERT INTO docs(rowid, text) VALUES (?, ?)", rows)
 
     row["build_s"], _ = cpu(lambda: add(enumerate(read_lines(texts))))
-    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    row["file_bytes"] = size_of(folder)
+    row["file_bytes"] = file_bytes(folder)
 
     def search(some: sqlite3.Connection, query: str) -> None:
         asked = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", query))
@@ -277,16 +280,16 @@ def run_workbench_dense(texts: Path, queries: list[str], folder: Path) -> Row:
         row["build_s"] += cpu(lambda d=docs, v=vectors: transact(con, lambda: dense.add(con, "d", "m", d, v)))[0]
     con.execute("CHECKPOINT")
     con.close()
-    row["database_bytes"] = size_of(folder)
+    row["database_bytes"] = file_bytes(folder)
     asked, cache = unit_vectors(NUM_QUERIES, 1), folder / "vectors"
 
     def cold(query: np.ndarray, cache: Path | None) -> None:
-        with duckdb.connect(file, read_only=True) as reader:
+        with duckdb.connect(file, read_only=True, config={"threads": 1}) as reader:
             dense.DenseIndex(reader, "d", "m", cache).search(query, 10)
 
     row["no_matrix_file_query_s"] = cpu(lambda: cold(asked[0], None))[0]
     row["make_matrix_file_s"] = cpu(lambda: cold(asked[0], cache))[0]
-    row["file_bytes"] = size_of(folder)
+    row["file_bytes"] = file_bytes(folder)
     milliseconds(row, "cold_query", [cpu(lambda q=q: cold(q, cache))[0] for q in asked[:20]])
     with duckdb.connect(file, read_only=True) as reader:
         index = dense.DenseIndex(reader, "d", "m", cache)
@@ -322,39 +325,31 @@ def run_numpy_dense(texts: Path, queries: list[str], folder: Path) -> Row:
     return row
 
 
-RUNNERS = {
-    "workbench": run_workbench,
-    "rank-bm25": run_rank_bm25,
-    "bm25s": run_bm25s,
-    "fts5": run_fts5,
-    "workbench dense": run_workbench_dense,
-    "numpy dense": run_numpy_dense,
-}
+RUNNERS = (run_workbench, run_rank_bm25, run_bm25s, run_fts5, run_workbench_dense, run_numpy_dense)
+
+
+def peak_rss_bytes() -> int:
+    # Not getrusage, whose maximum counts what the parent had when it forked.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def run_child(engine: str, work: Path) -> None:
     queries = json.loads((work / "queries.json").read_text())
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        row = RUNNERS[engine](work / "texts", queries, Path(folder))
-    row["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        row = RUNNERS[ENGINES.index(engine)](work / "texts", queries, Path(folder))
+    row["peak_rss_bytes"] = peak_rss_bytes()
     print(json.dumps(row))
 
 
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def write_results(rows: list[Row], arguments: argparse.Namespace, seconds: float) -> str:
-    packages = ["workbench", "duckdb", "numpy", "rank-bm25", "bm25s", "numba"]
+    packages = ["workbench", "duckdb", "numpy", "rank_bm25", "bm25s", "numba"]
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/bench_recall.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
         "python": platform.python_version(),
-        "packages": {package: installed(package) for package in packages},
+        "packages": ", ".join(f"{package} {version(package)}" for package in packages if find_spec(package)),
         "wall_seconds": round(seconds),
     }
     measures = list(dict.fromkeys(key for row in rows for key in row if key not in ("engine", "documents")))
@@ -362,17 +357,14 @@ def write_results(rows: list[Row], arguments: argparse.Namespace, seconds: float
     lines = ["# Recall: speed", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for measure in measures:
-        cells = [shown(measure, row[measure]) if measure in row else "" for row in rows]
+        scale = 1e-6 if measure.endswith("_bytes") else 1
+        cells = [f"{scale * row[measure]:,.3g}" if measure in row else "" for row in rows]
         lines.append(f"| {measure.replace('_bytes', '_mb')} | {' | '.join(cells)} |")
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / "recall_speed"
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
     return "\n".join(lines)
-
-
-def shown(measure: str, value: float) -> str:
-    return f"{value / 1e6:,.0f}" if measure.endswith("_bytes") else f"{value:,.3g}"
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class _Bm25:
         # By position: of ascending doc in a cold index, in a warm one in the order of their coming.
         self._documents: dict[str, NDArray] = {"doc": np.empty(0, np.int32)}
         self._alive: NDArray[np.bool_] | None = None  # None: all
-        self._norms: dict[Bm25Options, NDArray[np.float64]] = {}
+        self._norms: dict[Bm25Options, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         self._means: list[float] = []
         self._links: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
 
@@ -142,7 +142,7 @@ class _Bm25:
         return len(self._documents["doc"]) if self._alive is None else int(np.count_nonzero(self._alive))
 
     def _matches(self, terms: Iterable[int], options: Bm25Options) -> dict[int, Match]:
-        norm, pieces = self._norm(options), {}
+        (norm, gain_once), pieces = self._norm(options), {}
         for term, positions, tf, tf_user in self._find(list(terms), options):
             if self._alive is not None:
                 keep = self._alive[positions]
@@ -159,9 +159,9 @@ class _Bm25:
             if options.window:
                 positions, tf = self._windowed(positions, tf)
             factor = self._idf(df, options) * (options.k1 + 1 if options.variant == "okapi" else 1)
-            weights = norm[positions]
-            weights += tf
-            np.divide(tf, weights, out=weights)
+            weights = gain_once[positions]
+            often = np.flatnonzero(tf != 1)
+            weights[often] = tf[often] / (tf[often] + norm[positions[often]])
             weights *= factor
             matches[term] = positions, weights, factor
         return matches
@@ -184,8 +184,8 @@ class _Bm25:
     def _column(self, name: str) -> NDArray:
         return self._documents[name]
 
-    def _norm(self, options: Bm25Options) -> NDArray[np.float64]:
-        # K(d) of every document.
+    def _norm(self, options: Bm25Options) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        # Of every document K(d), and 1 / (1 + K(d)): what most terms gain there, occurring once.
         if options not in self._norms:
             length = self._column("length")
             if not _is_plain(options):
@@ -197,7 +197,9 @@ class _Bm25:
                 padded = np.append(length, 0)  # what is behind the last, no neighbour, adds nothing
                 length = length + padded[before] + padded[after]
             per_term = options.k1 * options.b * self._count / max(float(length.sum()), 1e-300)
-            self._norms[options] = length * per_term + options.k1 * (1 - options.b)
+            norm = length * per_term
+            norm += options.k1 * (1 - options.b)
+            self._norms[options] = norm, 1 / (1 + norm)
         return self._norms[options]
 
     def _neighbours(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

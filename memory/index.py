@@ -5,15 +5,11 @@ These functions are called inside the transaction that stores the text, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import duckdb
 
 from workbench.memory import dense, exchanges, postings
 from workbench.memory.postings import Document
 
-#: Of text whose postings are made at once: what bounds the memory for a large log.
-BATCH_CHARS = 4 << 20
 VERBATIM = "verbatim"
 TOKENIZER = "stem/1"
 
@@ -30,22 +26,9 @@ def on_change(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> tu
         for (layer,) in con.execute("SELECT name FROM lexical_layers").fetchall():
             postings.remove(con, layer, rebuilt.removed)
             dense.remove(con, layer, rebuilt.removed)
-    for batch in _batches(rebuilt.added):
-        postings.add(con, VERBATIM, TOKENIZER, batch)
+    postings.add(con, VERBATIM, TOKENIZER, rebuilt.added)
     postings.maintain(con)
     return len(rebuilt.added), rebuilt.unchanged
-
-
-def _batches(documents: list[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document.user_text) + len(document.assistant_text)
-        if chars > BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    yield batch
 
 
 def on_memories(con: duckdb.DuckDBPyConnection, distiller: str, memories: list[tuple[int, str]]) -> None:

@@ -223,7 +223,7 @@ def read_postings(
         if np.any(number[1:] < number[:-1]):
             order = np.argsort(number, kind="stable")
             number, found = number[order], {name: column[order] for name, column in found.items()}
-        bounds = np.searchsorted(number, np.arange(len(some) + 1)).tolist()
+        bounds = np.searchsorted(number, np.arange(len(some) + 1, dtype=number.dtype)).tolist()
         tf_user = found["tf_user"] if roles else np.broadcast_to(np.int32(0), len(number))
         pieces += [
             (term, found["doc"][a:b], found["tf"][a:b], tf_user[a:b])

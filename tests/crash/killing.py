@@ -54,7 +54,6 @@ def run_with_kills(
     kills: int,
     seconds: tuple[float, float],
     *arguments: str | Path,
-    signal_number: int = 9,
 ) -> Kills:
     """Starts the command again and again, ends it after a random time each, and lets the last run finish.
 

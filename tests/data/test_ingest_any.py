@@ -75,7 +75,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_bytes(shared: Path, format: str | None) -> None:
     store, log = shared / f"{format}.duckdb", shared / f"{format}.log"
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True,
+    @settings(max_examples=8, deadline=None, database=None, derandomize=True,
               suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
     @given(broken_logs())
     def check(content: bytes) -> None:
@@ -127,7 +127,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     rng, peaks, sizes = random.Random(6), [], []
     rows = helpers.many_conversations(rng, 30)
     filler = " ".join(helpers._sentence(rng) for _ in range(600))
-    for copies in (18, 45):
+    for copies in (45, 90):
         log = tmp_path / "many.jsonl"
         with log.open("w") as f:
             for i in range(copies):
@@ -138,8 +138,8 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
                     )
         peaks.append(_peak(log, tmp_path / f"many{copies}.duckdb"))
         sizes.append(log.stat().st_size >> 20)
-    assert sizes[1] > 2 * sizes[0] > 60, sizes
-    assert peaks[1] - peaks[0] < 60, (sizes, peaks)
+    assert sizes[1] > 1.9 * sizes[0] > 150, sizes
+    assert peaks[1] - peaks[0] < 90, (sizes, peaks)
     ones = []
     for turns in (60, 180):
         session = helpers.claude_session(rng, f"s{turns}", turns, result_bytes=100_000)

@@ -132,7 +132,7 @@ def check(found: tuple[np.ndarray, np.ndarray], wanted: dict[int, float]) -> Non
 @pytest.mark.parametrize(
     ("variant", "reference"), [("okapi", by_rank_bm25), ("lucene", by_bm25s)], ids=["okapi", "lucene"]
 )
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_equals_the_reference_after_every_change(
     engine: type[ColdBm25] | type[WarmBm25], variant: str, reference: Callable, seed: int
 ) -> None:
@@ -149,7 +149,7 @@ def test_equals_the_reference_after_every_change(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     user=st.sampled_from([0.0, 0.5, 1.0, 2.5]),
@@ -216,6 +216,23 @@ def test_a_rolled_back_addition_leaves_nothing() -> None:
     after = [con.execute(f"SELECT * FROM lexical_{table}").fetchall() for table in ("documents", "recent", "layers")]
     assert before == after
     assert searcher.search("alpha")[0].tolist() == [1]
+
+
+def test_a_warm_index_that_looked_into_a_rolled_back_transaction_forgets_it() -> None:
+    con = connect()
+    postings.add(con, "verbatim", "words/1", [(1, "alpha", "beta", None), (2, "alpha", "", 1)])
+    searcher = WarmBm25(con, "verbatim")
+    for again in (False, True):
+        con.execute("BEGIN")
+        postings.add(con, "verbatim", "words/1", [(1, "gamma", "", None), (3, "alpha", "", None)])
+        assert searcher.search("gamma alpha")[0].tolist() == [1, 2, 3]
+        con.execute("ROLLBACK")
+        if again:
+            postings.add(con, "verbatim", "words/1", [(4, "alpha", "", None)])
+        for query in ("gamma", "alpha", "beta"):
+            found, wanted = searcher.search(query), ColdBm25(con, "verbatim").search(query)
+            assert found[0].tolist() == wanted[0].tolist()
+            np.testing.assert_array_equal(found[1], wanted[1])
 
 
 def test_compaction_comes_when_there_is_much_to_sort_and_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:

