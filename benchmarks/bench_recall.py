@@ -2,11 +2,11 @@
 
     python benchmarks/bench_recall.py [--sizes 100000 1000000] [--engines …] [--out benchmarks/results]
 
-Documents have the length of distilled memories (45 words) and the words, with their frequencies, of recorded coding
-sessions (WORKBENCH_SHARED_DATA, else ../shared/data; without it Zipf's law over made-up words); one word in 50 is new.
-Queries are the commit subjects of the development set, else words of a document. Every engine runs in a process of
-its own on the same texts. All times are CPU time of the process, all threads, in the median (and the 95th percentile)
-of the queries; memory is the peak of the process. rank-bm25 is left out above 200,000 documents: it takes seconds.
+Documents have the lengths of distilled memories and their words, with their frequencies: what the extractive distiller
+makes of recorded coding sessions (WORKBENCH_SHARED_DATA, else ../shared/data; without it Zipf's law over made-up
+words); one word in 50 is new. Queries are the commit subjects of the development set, else words of a document.
+Every engine runs in a process of its own on the same texts. Times are CPU time of the process, all threads, in the
+median (and the 95th percentile) of the queries; memory is the peak. rank-bm25 is left out above 200,000 documents.
 
 cold_query: open the store, one query, close. first_sql_query: the first of an open store. next_sql_query: the lengths
 of the documents are read by then. Both ask the postings by SQL, on one DuckDB thread. warm_query: all in memory.
@@ -15,7 +15,6 @@ of the documents are read by then. Both ask the postings by SQL, on one DuckDB t
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
@@ -41,28 +40,39 @@ TOKENIZER, LAYER = "stem/1", "distilled"
 Row = dict[str, Any]
 
 
+def memories() -> tuple[list[list[str]], list[str]]:
+    """Words of each memory that the extractive distiller makes of the development set, and the set's queries."""
+    data = Path(os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared/data"))
+    if not (data / "agentlog_corpus_dev.jsonl.gz").exists():
+        return [], []
+    from recall_measures import load_agentlog
+
+    from workbench.memory.distillers.extractive import Extractive
+    from workbench.memory.types import Distilled
+
+    collection = load_agentlog(data)
+    records = [record for _, record in Extractive().distil(collection.exchanges) if isinstance(record, Distilled)]
+    return [record.text.split() for record in records], collection.queries[:NUM_QUERIES]
+
+
 def make_texts(path: Path, num_texts: int, seed: int = 0) -> list[str]:
     """Writes one text a line; returns the queries."""
     rng = np.random.default_rng(seed)
-    data = Path(os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared/data"))
-    corpus, queries = data / "agentlog_corpus_dev.jsonl.gz", []
-    if corpus.exists():
-        with gzip.open(corpus, "rt") as lines:
-            words = [word for row in map(json.loads, lines) for word in f"{row['user']} {row['assistant']}".split()]
-        with open(data / "agentlog_queries_dev.jsonl") as lines:
-            queries = [json.loads(line)["query"] for line in islice(lines, NUM_QUERIES)]
-    else:
-        words = [f"word{rank}" for rank in rng.zipf(1.3, 500_000) % 200_000]
-    vocabulary = np.array([word[:60] for word in words], object)
+    texts, queries = memories()
+    if not texts:
+        texts = [[f"word{rank}" for rank in rng.zipf(1.3, WORDS) % 200_000] for _ in range(10_000)]
+    vocabulary = np.array([word[:60] for text in texts for word in text], object)
+    sizes = np.array([max(len(text), 5) for text in texts])
+    made_up = not queries
     with open(path, "w") as out:
         for start in range(0, num_texts, 10_000):
-            lengths = np.maximum(rng.poisson(WORDS, min(10_000, num_texts - start)), 5)
+            lengths = rng.choice(sizes, min(10_000, num_texts - start))
             chosen = vocabulary[rng.integers(0, len(vocabulary), int(lengths.sum()))]
             new = np.flatnonzero(rng.random(len(chosen)) < 0.02)
             chosen[new] = [f"id{number:x}" for number in rng.integers(0, 1 << 40, len(new))]
             for end, length in zip(np.cumsum(lengths), lengths, strict=True):
                 line = " ".join(chosen[end - length : end])
-                if not queries or (not corpus.exists() and len(queries) < NUM_QUERIES):
+                if made_up and len(queries) < NUM_QUERIES:
                     queries.append(" ".join(rng.choice(line.split(), 6)))
                 out.write(line + "\n")
     return queries
@@ -125,7 +135,9 @@ def build_store(row: Row, texts: Path, file: str) -> int:
 def time_queries(row: Row, queries: list[str], file: str) -> None:
     import duckdb
 
+    from workbench.memory import postings
     from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
+    from workbench.memory.tokenizers import get_tokenizer
 
     plain, window = Bm25Options(), Bm25Options(window=True)
 
@@ -145,21 +157,15 @@ def time_queries(row: Row, queries: list[str], file: str) -> None:
         )
         searcher = ColdBm25(reader, LAYER)
         searcher.search(queries[0], 10)
-        row["postings_per_query"] = float(np.mean([num_postings(reader, query) for query in queries]))
+        asked = [list(set(get_tokenizer(TOKENIZER).hashes(query))) for query in queries]
+        found = [len(piece[1]) for terms in asked for piece in postings.read_postings(reader, 1, terms)]
+        row["postings_per_query"] = sum(found) / len(queries)  # what every engine has to add up
         milliseconds(row, "next_sql_query", [cpu(lambda q=q: searcher.search(q, 10))[0] for q in queries[1:]])
         row["warm_load_s"], warm = cpu(lambda: WarmBm25(reader, LAYER))
         for name, options in (("warm_query", plain), ("warm_window_query", window)):
             warm.search(queries[0], 10, options=options)
             times = [cpu(lambda q=q, o=options: warm.search(q, 10, options=o))[0] for q in queries[1:]]
             milliseconds(row, name, times)
-
-
-def num_postings(con: Any, query: str) -> int:
-    """How many postings the terms of a query have: what every engine has to add up."""
-    from workbench.memory.tokenizers import get_tokenizer
-
-    sql = "SELECT count(*) FROM lexical_postings JOIN (SELECT unnest(?::UBIGINT[]) AS term) USING (term)"
-    return con.execute(sql, [list(set(get_tokenizer(TOKENIZER).hashes(query)))]).fetchall()[0][0]
 
 
 def time_additions(row: Row, texts: Path, file: str, count: int) -> None:
@@ -246,6 +252,7 @@ def run_fts5(texts: Path, queries: list[str], folder: Path) -> Row:
             con.executemany("INSERT INTO docs(rowid, text) VALUES (?, ?)", rows)
 
     row["build_s"], _ = cpu(lambda: add(enumerate(read_lines(texts))))
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     row["file_bytes"] = file_bytes(folder)
 
     def search(some: sqlite3.Connection, query: str) -> None:
@@ -328,17 +335,12 @@ def run_numpy_dense(texts: Path, queries: list[str], folder: Path) -> Row:
 RUNNERS = (run_workbench, run_rank_bm25, run_bm25s, run_fts5, run_workbench_dense, run_numpy_dense)
 
 
-def peak_rss_bytes() -> int:
-    # Not getrusage, whose maximum counts what the parent had when it forked.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def run_child(engine: str, work: Path) -> None:
     queries = json.loads((work / "queries.json").read_text())
     with tempfile.TemporaryDirectory(dir=work) as folder:
         row = RUNNERS[ENGINES.index(engine)](work / "texts", queries, Path(folder))
-    row["peak_rss_bytes"] = peak_rss_bytes()
+    # Not getrusage, whose maximum counts what the parent had when it forked.
+    row["peak_rss_bytes"] = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps(row))
 
 

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 
 #: "valid" is text that holds no half of a surrogate pair for sure; "time": microseconds since the epoch, UTC.
-Kind = Literal["text", "valid", "int", "bool", "time"]
+Kind = Literal["text", "valid", "int", "real", "bool", "time"]
 
 _NO_TIME = np.iinfo(np.int64).min  # NumPy's NaT
 
@@ -58,7 +58,7 @@ def _array(column: tuple[Any, ...], kind: Kind) -> np.ndarray[Any, Any]:
         return array
     if kind == "time":
         return np.array([_NO_TIME if value is None else value for value in column], "datetime64[us]")
-    dtype = np.bool_ if kind == "bool" else np.int64
+    dtype = {"bool": np.bool_, "int": np.int64, "real": np.float64}[kind]
     if None not in column:
         return np.array(column, dtype)
     return np.ma.array(np.array([value or 0 for value in column], dtype), mask=[value is None for value in column])

@@ -251,10 +251,15 @@ class ColdBm25(_Bm25):
 class _Segment:
     """Postings in memory, by position of the document, found by term."""
 
-    def __init__(self, found: Postings, positions: NDArray[np.int32]) -> None:
-        starts = _starts(found.term)
-        self.terms, self.bounds = found.term[starts], np.append(starts, len(found.term))
-        self.positions, self.tf, self.tf_user = positions, _narrow(found.tf), _narrow(found.tf_user)
+    def __init__(self, parts: Iterable[tuple[Postings, NDArray]]) -> None:
+        none = np.empty(0, np.int32)
+        columns = [(none.astype(np.uint64), none, none, none.astype(np.uint8), none.astype(np.uint8))]
+        for found, positions in parts:
+            starts = _starts(found.term)
+            counts = np.diff(np.append(starts, len(found.term)))
+            columns.append((found.term[starts], counts, positions, _narrow(found.tf), _narrow(found.tf_user)))
+        self.terms, counts, self.positions, self.tf, self.tf_user = map(np.concatenate, zip(*columns, strict=True))
+        self.bounds = np.concatenate([[0], np.cumsum(counts)])
 
     def find(self, term: int) -> tuple[NDArray, NDArray, NDArray] | None:
         at = int(np.searchsorted(self.terms, np.uint64(term)))
@@ -277,9 +282,14 @@ class WarmBm25(_Bm25):
         self._kept = {}
         if not len(self._documents["doc"]) or not self._load_changes(layer):
             self._documents, self._alive = index.read_documents(self._con, layer.id, *_COLUMNS), None
-            parts = index.read_all_postings(self._con, layer.id)
-            docs = self._documents["doc"]
-            self._segments = [_Segment(part, _positions(docs, part.doc)) for part in parts if len(part.term)]
+            docs, self._segments = self._documents["doc"], []
+            for table in ("postings", "recent"):
+                self._segments.append(
+                    _Segment(
+                        (each, _positions(docs, each.doc))
+                        for each in index.read_all_postings(self._con, layer.id, table)
+                    )
+                )
 
     def _matches(self, terms: Iterable[int], options: Bm25Options) -> dict[int, Match]:
         matches = {term: match for term in terms if (match := self._kept.get((term, options))) is not None}
@@ -313,7 +323,7 @@ class WarmBm25(_Bm25):
         found = index.read_postings_of(self._con, layer.id, added["doc"])
         if len(found.term):
             positions = _positions(added["doc"], found.doc) + np.int32(len(mine["doc"]))
-            self._segments.append(_Segment(found, positions))
+            self._segments.append(_Segment([(found, positions)]))
         self._alive = np.concatenate([kept, np.ones(len(added["doc"]), bool)])
         self._documents = {name: np.concatenate([mine[name], added[name]]) for name in mine}
         if len(self._segments) > _MAX_SEGMENTS:
@@ -329,7 +339,7 @@ class WarmBm25(_Bm25):
             np.concatenate([getattr(segment, name) for segment in later])[order]
             for name in ("positions", "tf", "tf_user")
         )
-        self._segments[1:] = [_Segment(Postings(term[order], positions, tf, tf_user), positions)]
+        self._segments[1:] = [_Segment([(Postings(term[order], positions, tf, tf_user), positions)])]
 
     def _find(self, terms: list[int], options: Bm25Options) -> list[Piece]:
         found = ((term, segment.find(term)) for term in terms for segment in self._segments)

@@ -40,11 +40,12 @@ def recent(
     where, values = Filters(project, agent, since, until).sql()
     rows = con.execute(
         f"""
-        SELECT e.exchange_id, e.conversation_id, c.format, c.path, c.session_id, c.project, c.agent, c.title, e.thread,
+        SELECT e.exchange_id, e.conversation_id, c.format, coalesce(s.path, c.path), c.session_id,
+            c.project, c.agent, c.title, e.thread,
             e.ply_start, e.ply_end, epoch_us(e.started_at), left(e.user_text, {USER_CHARS}),
             (SELECT any_value(m.core ORDER BY m.distiller) FROM memories m WHERE m.exchange_id = e.exchange_id), e.files
-        FROM exchanges e JOIN conversations c USING (conversation_id) WHERE {where}
-        ORDER BY e.started_at DESC NULLS LAST, e.seq DESC LIMIT ?""",
+        FROM exchanges e JOIN conversations c USING (conversation_id) LEFT JOIN sources s ON s.source_id = e.source_id
+        WHERE {where} ORDER BY e.started_at DESC NULLS LAST, e.seq DESC LIMIT ?""",
         [*values, limit],
     ).fetchall()
     return [

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import orjson
 
+from workbench.data.columns import Kind, registered
 from workbench.data.records import digest
 from workbench.data.store import Store
 from workbench.memory.checks import violations
@@ -187,8 +188,6 @@ class _Run:
 
 def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchange, Distilled]]) -> int:
     """Inserts the records and their rooms; returns the records' tokens."""
-    import pyarrow as pa
-
     memories, rooms, placed, total = [], {}, [], 0
     for exchange, record in batch:
         memory_id = digest("memory", exchange.exchange_id, name, exchange.content_hash)
@@ -201,26 +200,28 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchang
             rid = room_id(room.room_type, room.key, exchange.project)
             rooms.setdefault(rid, (rid, room.room_type, room.key, room.label, exchange.project))  # first label stays
             placed.append((memory_id, rid, room.relevance))
-    tables = {
-        "new_memories": (memories, ["memory_id", "exchange_id", "distiller", "content_hash", "core", "context", "text",
-                                    "num_tokens", "details"]),
-        "new_rooms": (list(rooms.values()), ["room_id", "room_type", "room_key", "label", "project"]),
-        "new_placed": (placed, ["memory_id", "room_id", "relevance"]),
-    }  # fmt: skip
-    for table, (rows, names) in tables.items():
-        columns = zip(*rows, strict=True) if rows else [[] for _ in names]
-        con.register(table, pa.table({n: pa.array(c) for n, c in zip(names, columns, strict=True)}))
-    # A record of the same exchange from an earlier run that lost the race with a change of the log is replaced.
-    stale = "SELECT m.memory_id FROM memories m JOIN new_memories n USING (exchange_id) WHERE m.distiller = n.distiller"
-    con.execute(f"DELETE FROM memory_rooms WHERE memory_id IN ({stale})")
-    con.execute(f"DELETE FROM memories WHERE memory_id IN ({stale})")
-    con.execute(
-        "INSERT INTO memories SELECT memory_id, exchange_id, distiller, content_hash, core, context, text, num_tokens, "
-        "now(), details FROM new_memories"
-    )
-    if rooms:
-        con.execute("INSERT INTO rooms SELECT * FROM new_rooms ANTI JOIN rooms USING (room_id)")
-        con.execute("INSERT INTO memory_rooms SELECT * FROM new_placed")
-    for table in tables:
-        con.unregister(table)
+    with (
+        registered(con, "new_memories", _MEMORY_COLUMNS, memories),
+        registered(con, "new_rooms", _ROOM_COLUMNS, list(rooms.values())),
+        registered(con, "new_placed", _PLACED_COLUMNS, placed),
+    ):
+        # A record of the same exchange from an earlier run that lost the race with a change of the log is replaced.
+        stale = (
+            "SELECT m.memory_id FROM memories m JOIN new_memories n USING (exchange_id) WHERE m.distiller = n.distiller"
+        )
+        con.execute(f"DELETE FROM memory_rooms WHERE memory_id IN ({stale})")
+        con.execute(f"DELETE FROM memories WHERE memory_id IN ({stale})")
+        con.execute("INSERT INTO memories BY NAME SELECT *, now() AS created_at FROM new_memories")
+        con.execute("INSERT INTO rooms BY NAME SELECT * FROM new_rooms ANTI JOIN rooms USING (room_id)")
+        con.execute("INSERT INTO memory_rooms BY NAME SELECT * FROM new_placed")
     return total
+
+
+_MEMORY_COLUMNS: dict[str, Kind] = {
+    "memory_id": "valid", "exchange_id": "valid", "distiller": "text", "content_hash": "valid", "core": "text",
+    "context": "text", "text": "text", "num_tokens": "int", "details": "text",
+}  # fmt: skip
+_ROOM_COLUMNS: dict[str, Kind] = {
+    "room_id": "valid", "room_type": "valid", "room_key": "text", "label": "text", "project": "text",
+}  # fmt: skip
+_PLACED_COLUMNS: dict[str, Kind] = {"memory_id": "valid", "room_id": "valid", "relevance": "real"}

@@ -39,6 +39,7 @@ class Ply:
     role: str
     text: str
     at: int | None = None  # microseconds since the epoch
+    source_id: str = ""
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
 
@@ -114,7 +115,7 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
         if old:
             result.removed.append(old[0])
         seq += 1
-        result.added.append(Document(seq, values[8], values[9], previous))
+        result.added.append(Document(seq, values[9], values[10], previous))
         fresh.append((seq, *values))
         previous, cascade = seq, True
     result.removed.extend(old[0] for exchange_id, old in before.items() if exchange_id not in seen)
@@ -142,7 +143,7 @@ def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterat
     records = con.execute(
         """
         SELECT m.conversation_id, m.thread, m.ply, m.role, epoch_us(m.created_at), p.kind, p.text, p.name, p.data,
-            c.format, coalesce(c.project, '')
+            c.format, coalesce(c.project, ''), m.source_id
         FROM messages m JOIN conversations c ON c.conversation_id = m.conversation_id
         LEFT JOIN (
             SELECT message_id, kind, text, name, data, seq, ordinal FROM parts
@@ -167,8 +168,8 @@ def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
     for number, group in groupby(records, key=lambda r: r[2]):
         ply: Ply | None = None
         texts: list[str] = []
-        for _, _, _, role, at, kind, text, name, data, *_ in group:
-            ply = ply or Ply(number, role, "", at)
+        for _, _, _, role, at, kind, text, name, data, _, _, source_id in group:
+            ply = ply or Ply(number, role, "", at, source_id)
             if kind == "tool_call":
                 ply.calls.append((name or "", orjson.loads(data) if data else None))
             elif kind == "text" and role in ("user", "assistant"):
@@ -193,7 +194,7 @@ def _exchange_row(cid: str, thread: str, position: int, project: str, plies: lis
     times = [p.at for p in plies if p.at]
     start, end = plies[0].number, plies[-1].number
     return (
-        digest("exchange", cid, thread, str(start)), cid, thread, position, start, end,
+        digest("exchange", cid, thread, str(start)), cid, thread, position, start, end, plies[0].source_id,
         min(times, default=None), max(times, default=None), user, assistant, files, orjson.dumps(list(tools)).decode(),
         count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, project, *tools),
     )  # fmt: skip
@@ -201,8 +202,9 @@ def _exchange_row(cid: str, thread: str, position: int, project: str, plies: lis
 
 _COLUMNS: dict[str, Kind] = {
     "seq": "int", "exchange_id": "valid", "conversation_id": "valid", "thread": "text", "position": "int",
-    "ply_start": "int", "ply_end": "int", "started_at": "time", "ended_at": "time", "user_text": "valid",
-    "assistant_text": "valid", "files": "valid", "tools": "text", "num_tokens": "int", "content_hash": "valid",
+    "ply_start": "int", "ply_end": "int", "source_id": "valid", "started_at": "time", "ended_at": "time",
+    "user_text": "valid", "assistant_text": "valid", "files": "valid", "tools": "text", "num_tokens": "int",
+    "content_hash": "valid",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Nothing here begins or commits a transaction: the caller's makes text and postin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -25,7 +25,7 @@ from workbench.memory.tokenizers import Tokenizer, get_tokenizer
 # CPU a posting): at a share of 1/32 that is less than 0.4 ms for each added document of 40 terms, at any size.
 _RECENT_ROWS = 250_000
 _RECENT_SHARE = 1 / 32
-_COMPACT_ROWS_AT_ONCE = 8_000_000
+_COMPACT_ROWS_AT_ONCE, _READ_ROWS_AT_ONCE = 8_000_000, 4_000_000
 _TERMS_AT_ONCE = 40
 
 
@@ -233,13 +233,14 @@ def read_postings(
     return pieces
 
 
-def read_all_postings(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[Postings, Postings]:
-    """All postings of a layer: the compacted and the recent ones."""
-    tables = [
-        fetch(con, f"SELECT term, doc, tf, tf_user FROM lexical_{table} WHERE layer = ?", [layer])
-        for table in ("postings", "recent")
-    ]
-    return sorted_postings(tables[:1]), sorted_postings(tables[1:])
+def read_all_postings(con: duckdb.DuckDBPyConnection, layer: int, table: str) -> Iterator[Postings]:
+    """All postings of a layer in `lexical_<table>` (postings or recent), in parts, by ascending term."""
+    rows = _number(con, f"SELECT count(*) FROM lexical_{table} WHERE layer = ?", [layer])
+    parts = 1 + rows // _READ_ROWS_AT_ONCE
+    for part in range(parts if rows else 0):
+        bounds = [(part << 64) // parts, ((part + 1) << 64) // parts - 1]
+        sql = f"SELECT term, doc, tf, tf_user FROM lexical_{table} WHERE layer = ? AND term BETWEEN ? AND ?"
+        yield sorted_postings([fetch(con, sql, [layer, *bounds])])
 
 
 def read_postings_of(con: duckdb.DuckDBPyConnection, layer: int, docs: NDArray[np.int32]) -> Postings:

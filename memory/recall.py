@@ -202,10 +202,10 @@ def _hits(
 ) -> list[Hit]:  # fmt: skip
     rows = con.execute(
         """
-        SELECT e.seq, m.memory_id, e.exchange_id, e.conversation_id, c.format, c.path, c.session_id, e.ply_start,
-            e.ply_end, epoch_us(e.started_at), m.core, m.context, e.files, c.project, c.agent, c.title, e.thread,
-            e.user_text, e.assistant_text
-        FROM exchanges e JOIN conversations c USING (conversation_id)
+        SELECT e.seq, m.memory_id, e.exchange_id, e.conversation_id, c.format, coalesce(s.path, c.path), c.session_id,
+            e.ply_start, e.ply_end, epoch_us(e.started_at), m.core, m.context, e.files, c.project, c.agent, c.title,
+            e.thread, e.user_text, e.assistant_text
+        FROM exchanges e JOIN conversations c USING (conversation_id) LEFT JOIN sources s ON s.source_id = e.source_id
         LEFT JOIN memories m ON m.exchange_id = e.exchange_id AND m.distiller = $distiller
         WHERE e.seq IN (SELECT unnest($docs::BIGINT[]))""",
         {"distiller": distiller, "docs": docs.tolist()},

@@ -98,12 +98,15 @@ def _exchange(con: duckdb.DuckDBPyConnection, exchange_id: str, neighbours: int)
         "WHERE conversation_id = ? AND thread = ? AND position BETWEEN ? AND ? AND position <> ? ORDER BY position",
         [cid, thread, position - neighbours, position + neighbours, position],
     ).fetchall()
+    said, head = messages(con, cid, thread, row[3], row[4]), _head(con, cid)
+    if said:  # a session can be spread over files
+        head["source"]["path"] = said[0]["source"]["path"]
     return {
-        "kind": "exchange", "exchange_id": exchange_id, **_head(con, cid), "thread": thread,
+        "kind": "exchange", "exchange_id": exchange_id, **head, "thread": thread,
         "ply_start": row[3], "ply_end": row[4], "started_at": iso(row[5]), "ended_at": iso(row[6]),
         "files": orjson.loads(row[7]), "tools": row[8], "num_tokens": row[9],
         "memories": _memories(con, exchange_id),
-        "messages": messages(con, cid, thread, row[3], row[4]),
+        "messages": said,
         "neighbours": [
             {"exchange_id": n[0], "offset": n[1] - position, "ply_start": n[2], "ply_end": n[3], "user": n[4]}
             for n in near
@@ -150,8 +153,9 @@ def messages(
     rows = con.execute(
         """
         SELECT m.message_id, m.ply, m.role, epoch_us(m.created_at), m.model, m.thread, m.source_offset, m.source_length,
-            p.kind, p.text, p.name, p.call_id, p.is_error, p.data
-        FROM messages m LEFT JOIN parts p ON p.message_id = m.message_id AND p.conversation_id = m.conversation_id
+            coalesce(s.path, c.path), p.kind, p.text, p.name, p.call_id, p.is_error, p.data
+        FROM messages m JOIN conversations c USING (conversation_id) LEFT JOIN sources s ON s.source_id = m.source_id
+        LEFT JOIN parts p ON p.message_id = m.message_id AND p.conversation_id = m.conversation_id
         WHERE m.conversation_id = $cid AND m.ply BETWEEN $a AND $b AND ($thread IS NULL OR m.thread = $thread)
         ORDER BY m.ply, p.seq, p.ordinal""",
         {"cid": conversation_id, "a": ply_start, "b": ply_end, "thread": thread},
@@ -161,10 +165,10 @@ def messages(
         if not found or found[-1]["message_id"] != row[0]:
             found.append(
                 {"message_id": row[0], "ply": row[1], "role": row[2], "created_at": iso(row[3]), "model": row[4],
-                 "thread": row[5], "source_offset": row[6], "source_length": row[7], "parts": []}
+                 "thread": row[5], "source": {"path": row[8], "offset": row[6], "length": row[7]}, "parts": []}
             )  # fmt: skip
-        if row[8] is not None:
-            part = {"kind": row[8], "text": row[9], "name": row[10], "call_id": row[11], "is_error": row[12],
-                    "data": orjson.loads(row[13]) if row[13] else None}  # fmt: skip
+        if row[9] is not None:
+            part = {"kind": row[9], "text": row[10], "name": row[11], "call_id": row[12], "is_error": row[13],
+                    "data": orjson.loads(row[14]) if row[14] else None}  # fmt: skip
             found[-1]["parts"].append({k: v for k, v in part.items() if v is not None})
     return found

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from workbench.memory.distill import DistillReport
     from workbench.memory.recall import Filters, Hit
 
-#: More missing vectors than this are left to `distill`: a question should be answered soon.
+#: More than this is left to `distill`: a question should be answered soon.
 MAX_VECTORS_MADE_BY_RECALL = 2000
+MAX_DISTILLED_BY_RECALL = 200
 
 StorePath = str | os.PathLike[str] | None
 
@@ -177,10 +178,15 @@ def absorb_if_free(store: StorePath = None) -> None:
     if not spool.waiting(path):
         return
     from workbench.memory import vectors
-    from workbench.memory.index import on_change
+    from workbench.memory.distill import distill as run
+    from workbench.memory.distillers.extractive import Extractive
+    from workbench.memory.index import on_change, on_memories
+    from workbench.memory.recall import main_distiller
 
     def take_in(opened: Store) -> None:
         spool.absorb(opened, on_change)
+        if main_distiller(opened.con) == Extractive.name:  # a store that has memories gets them of the notes at once
+            run(opened, Extractive(), on_memories=on_memories, limit=MAX_DISTILLED_BY_RECALL)
         if vectors.current_model(opened.con):
             vectors.update(opened, learn=False)
 

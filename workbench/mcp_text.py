@@ -202,7 +202,7 @@ def _cut_messages(messages: list[dict[str, Any]], budget: int) -> tuple[list[dic
             shown = {"kind": part["kind"], "text": kept, "name": part.get("name"), "is_error": part.get("is_error"),
                      "cut_chars": len(text) - len(kept) or None}  # fmt: skip
             parts.append({k: v for k, v in shown.items() if v is not None})
-        names = ("message_id", "ply", "role", "created_at", "source_offset", "source_length")
+        names = ("message_id", "ply", "role", "created_at", "source")
         cut.append({**{k: message[k] for k in names if message[k] is not None}, "parts": parts})
     return cut, left_out
 

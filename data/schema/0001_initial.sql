@@ -85,6 +85,7 @@ CREATE TABLE exchanges (
     position INTEGER NOT NULL,           -- 0, 1, 2 … within (conversation, thread): neighbours differ by one
     ply_start INTEGER NOT NULL,          -- first and last message, inclusive; of this thread
     ply_end INTEGER NOT NULL,
+    source_id VARCHAR NOT NULL,          -- of the first message: a session can be spread over files
     started_at TIMESTAMPTZ,
     ended_at TIMESTAMPTZ,
     user_text VARCHAR NOT NULL,          -- verbatim words, messages joined by a blank line

@@ -40,11 +40,15 @@ def test_light_path_imports_nothing_heavy(module: str) -> None:
 
 
 def test_light_path_runs_where_torch_cannot_be_imported(tmp_path: Path) -> None:
-    """The whole main job in a process in which every heavy package is missing."""
+    """The whole main job in a process in which no heavy package can be found."""
     samples = ROOT / "data" / "samples" / "claude_code"
     code = f"""
 import sys
-for name in {HEAVY!r}: sys.modules[name] = None
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
 import workbench
 store = {str(tmp_path / "s.duckdb")!r}
 assert workbench.ingest([{str(samples)!r}], store).exchanges_added > 0
@@ -59,20 +63,31 @@ def test_transformers_and_trl_do_not_take_our_kernels_for_theirs() -> None:
     pytest.importorskip("transformers", reason="the train extra is not installed")
     pytest.importorskip("trl", reason="the train extra is not installed")
     code = f"""
-import sys
+import importlib.metadata, sys
 sys.path.insert(0, {str(ROOT)!r})
 import transformers, trl
-from transformers.integrations import hub_kernels
 from transformers.utils import import_utils
-taken = sys.modules.get("kernels")
-assert taken is None or not str(taken.__file__).startswith({str(ROOT)!r}), taken
-assert not getattr(hub_kernels, "_kernels_available", False) or taken is not None
-print(import_utils.is_kernels_available())
+installed = any(d.name == "kernels" for d in importlib.metadata.distributions())
+assert import_utils.is_kernels_available() == installed
+assert trl.SFTConfig
+import workbench.kernels
+print("ours:", [p for p in workbench.kernels.__path__])
 """
-    import importlib.metadata
+    assert "workbench" in run(code)
 
-    installed = any(d.name == "kernels" for d in importlib.metadata.distributions())
-    assert run(code) == str(installed)
+
+def test_an_installed_kernels_package_wins_over_our_folder(tmp_path: Path) -> None:
+    """Hugging Face's package stands behind the repository root on sys.path and must still be the one that is found."""
+    theirs = tmp_path / "kernels" / "__init__.py"
+    theirs.parent.mkdir()
+    theirs.write_text("__version__ = '0.19.0'\n")
+    code = f"""
+import sys
+sys.path = [{str(ROOT)!r}, {str(tmp_path)!r}, *sys.path]
+import kernels, workbench.kernels
+print(kernels.__file__)
+"""
+    assert run(code) == str(theirs)
 
 
 def test_nothing_of_ours_is_importable_by_its_short_name(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from workbench.memory import files
 from workbench.memory.shell_words import split_words
 
 PIECES = [
-    "cat", "'c'at", "rm", "r\\m", "sed -i", "git mv", "cp", "tee", "touch", "head -20", "echo", "x=1", "category",
-    "my_cat", "/bin/cat", " ", "  ", "\t", "'", '"', "\\", "#", ";", "&&", "||", "|", "&", "(", ")", ">", ">>", "2>&1", "<",
-    "<<", "a.py", "src/b.ts", "'c d.md'", '"e\\"f.go"', "Makefile", "Make'file'", ".env", "g\\.rs", "$HOME", "é.txt", "1.5", "-",
+    "cat", "'c'at", "rm", "r\\m", "sed -i", "git mv", "cp", "tee", "touch", "head -20", "echo", "x=1",
+    "category", "my_cat", "/bin/cat", " ", "  ", "	", "'", "\"", "\\", "#", ";", "&&", "||", "|", "&", "(",
+    ")", ">", ">>", "2>&1", "<", "<<", "a.py", "src/b.ts", "'c d.md'", "\"e\\\"f.go\"", "Makefile",
+    "Make'file'", ".env", "g\\.rs", "$HOME", "é.txt", "1.5", "-",
 ]  # fmt: skip
 LINES = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join) | st.text(max_size=30)
 

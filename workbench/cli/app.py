@@ -13,6 +13,7 @@ import typer
 
 from workbench.errors import WorkbenchError
 
+INTERRUPTED = 130
 MODULES = ("log_commands", "memory_commands", "distill_command", "mcp_commands", "demo_command")
 
 app = typer.Typer(
@@ -59,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
         import_module(f"workbench.cli.{name}")  # importing them registers their commands on `app`
     try:
         result = app(list(arguments), standalone_mode=False)
+        if result == INTERRUPTED:  # typer catches Ctrl-C itself and says nothing
+            return _interrupted()
         return result if isinstance(result, int) else 0
     except WorkbenchError as error:
         _complain(str(error))
@@ -79,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _interrupted() -> int:
     _complain("Interrupted. What was committed is kept; run the same command again to go on.")
-    return 130
+    return INTERRUPTED
 
 
 def _complain(message: str) -> None:
