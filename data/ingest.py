@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import BinaryIO
 
@@ -39,7 +40,10 @@ OnChange = Callable[[duckdb.DuckDBPyConnection, list[str]], tuple[int, int]]
 
 @dataclass
 class Report:
-    """What an ingest did. `unchanged` counts what was met again: re-read, or in files that did not change."""
+    """What an ingest did. `unchanged` counts what was met again: re-read, or in files that did not change.
+
+    `bytes_read` counts what was read for its messages, not what an importer looks up in front of a resumed read.
+    """
 
     files: int = 0
     files_unchanged: int = 0
@@ -182,7 +186,9 @@ class _Ingest:
         self._begin(found, source_id, format)
         if known:
             self.store.con.execute("DELETE FROM quarantine WHERE source_id = ? AND unfinished", [source_id])
-        source = Source(found.path, stream, start, session)
+        state = session.pop("state", None) if session else None
+        source = Source(found.path, stream, start, session or None, state=state)
+        source.earlier = partial(opened, found) if found.seekable else None
         self._skipped_before = Counter(orjson.loads(known.skipped or "{}")) if start and known else Counter[str]()
         self._counted_to = start
         unfinished_at = self._records(found, source_id, format, source)
@@ -247,7 +253,7 @@ class _Ingest:
         self._remembered[source_id] = (
             source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
             bytes_read, _fingerprint(found, bytes_read),
-            orjson.dumps(source.session).decode() if source and bytes_read else None,
+            orjson.dumps({**(source.session or {}), "state": source.state}).decode() if source and bytes_read else None,
             orjson.dumps(dict(self._skipped_before + source.skipped)).decode() if source else None,
         )  # fmt: skip
 

@@ -158,24 +158,32 @@ def parse_time(value: Any) -> int | None:
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            try:
-                return parse_time(float(value))
-            except ValueError:
-                return None
+            return parse_time(_number(value))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         since = moment - _EPOCH
         micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-        scale = next((s for limit, s in _TIME_SCALES if abs(value) < limit), None)
+        scale = next((scale for limit, *scale in _TIME_SCALES if abs(value) < limit), None)
         if scale is None:
             return None
-        micros = round(value * scale)
+        times, over = scale
+        # A float cannot hold nanoseconds; whole numbers are cut to microseconds, as fromisoformat cuts strings.
+        micros = value * times // over if isinstance(value, int) else round(value * times / over)
     else:
         return None
     return micros if 31_536_000_000_000 < micros < 7_258_118_400_000_000 else None
 
 
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A number of seconds stays below 1e11 until the year 5138, one of milliseconds below 1e14, and so on.
-_TIME_SCALES = ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0), (1e20, 1e-3))
+_TIME_SCALES = ((10**11, 10**6, 1), (10**14, 1000, 1), (10**17, 1, 1), (10**20, 1, 1000))

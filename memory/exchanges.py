@@ -130,7 +130,7 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
             "(SELECT exchange_id FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[])))", gone
         )  # fmt: skip
         con.execute("DELETE FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[]))", gone)
-    _insert(con, fresh)
+    insert_exchanges(con, fresh)
     return result
 
 
@@ -208,7 +208,7 @@ _COLUMNS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-def _insert(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
+def insert_exchanges(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
     if rows:
         with registered(con, "fresh_exchanges", _COLUMNS, rows):
             con.execute(

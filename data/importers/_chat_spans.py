@@ -6,6 +6,13 @@ are told in the order of their start, and of each only the messages that no earl
 
 A message is known by its place: its id is a hash of its content and of the id of the message before it. A history
 whose beginning was cut off is found again by the messages that follow each other in it.
+
+A file that has grown is told again as a whole, and later spans can change what the earlier ones tell: a chain is told
+by its own input and output until the file holds a model call below it; a span belongs to the main thread, or to its
+trace, until the span around it (its sub-agent) or the session is named; a tool result is the model call's until the
+tool span comes. The message then has another id. The store drops nothing, so the earlier telling stays beside the
+present one: words as a branch, tool results and system prompts where their parent is. A file that is read once, or
+only when its traces are complete, has no such doubles.
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, BinaryIO, Protocol
+from io import BytesIO
+from typing import Any, BinaryIO, Protocol, cast
 
 import orjson
 
@@ -48,6 +50,9 @@ class Source:
         session: the Conversation fields kept from the earlier part of a log that is resumed (`start` > 0):
             {"session_id": …, "meta": …}. None at `start` 0.
         skipped: how many records of each kind were no speech.
+        state: the importer's own notes (JSON-able) for the next read of a grown log: it leaves them here at the end of
+            a read, and finds them here at the beginning of the next.
+        earlier: opens the source at byte 0, for an importer whose notes do not suffice; None where it cannot.
     """
 
     path: str
@@ -55,6 +60,8 @@ class Source:
     start: int = 0
     session: dict[str, Any] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    state: dict[str, Any] | None = None
+    earlier: Callable[[], AbstractContextManager[BinaryIO]] | None = None
     #: Set by lines(): how far the source has been read, and that it can be resumed at a line.
     offset: int = 0
     by_lines: bool = False
@@ -68,6 +75,24 @@ class Source:
             self.offset += len(line)
             yield offset, line
             offset = self.offset
+
+    @contextmanager
+    def before(self) -> Iterator[Source]:
+        """The bytes [0, start) as a source of their own; an empty one where they cannot be read again."""
+        with self.earlier() if self.earlier else nullcontext(BytesIO()) as stream:
+            yield Source(self.path, cast(BinaryIO, _Beginning(stream, self.start)))
+
+
+class _Beginning:
+    """The first bytes of a stream, by lines."""
+
+    def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
+        self._stream, self._left = stream, size_bytes
+
+    def readline(self, limit: int) -> bytes:
+        line = self._stream.readline(min(limit, self._left))
+        self._left -= len(line)
+        return line
 
 
 class Importer(Protocol):

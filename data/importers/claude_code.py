@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,6 +28,9 @@ FORMAT = "claude_code"
 
 #: agent_id of sub-agents' lines in logs that do not name the agent.
 _UNNAMED_AGENT = "sidechain"
+#: Of so many last lines a later read of the grown log is told where they stand: parallel tool results hang on any.
+_KEPT_LINES = 32
+_KEPT_FIELDS = ("session_id", "agents", "queue", "last", "has_model", "is_titled_by_user")
 
 
 def detect(probe: Probe) -> int:
@@ -49,7 +53,7 @@ def read(source: Source) -> Iterator[Record]:
     """Streams the log; what is kept in memory grows only with the ids of its lines."""
     reader = _Reader(source)
     yield from read_json_lines(source, reader.convert)
-    yield from reader.left_over()
+    source.state = reader.state()
 
 
 @dataclass(slots=True)
@@ -62,22 +66,25 @@ class _Session:
     moved: dict[str, str] = field(default_factory=dict)  # message -> the one put behind it: children go there
     agents: dict[str, str] = field(default_factory=dict)  # agent id -> its latest message
     queue: list[str] = field(default_factory=list)  # typed while the agent worked, not yet delivered
-    delivered: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+    delivered: deque[str] = field(default_factory=lambda: deque(maxlen=8))  # digests of the words
     last: str | None = None  # the latest message of the main thread
     is_announced: bool = False
-    is_resumed: bool = False
+    is_resumed: bool = False  # announced by an earlier read
     has_model: bool = False
     is_titled_by_user: bool = False
 
     def resolve(self, row: dict[str, Any]) -> str | None:
-        """Native id of the message that a line hangs on; "" for a root, None where this read has not seen it.
+        """Native id of the message that a line hangs on; "" for a root, None where the log does not hold it.
 
         A compaction summary without a parent is no new beginning: it goes on from what it sums up.
         """
         uuid = row.get("parentUuid") or row.get("logicalParentUuid")
         if not uuid and row.get("parentUuid", ...) is None and not row.get("isCompactSummary"):
             return ""
-        native_id = self.nearest.get(uuid) if isinstance(uuid, str) else None
+        return self.followed(self.nearest.get(uuid) if isinstance(uuid, str) else None)
+
+    def followed(self, native_id: str | None) -> str | None:
+        """The message itself, or the last of those that were put behind it."""
         while native_id in self.moved:
             native_id = self.moved[native_id]
         return native_id
@@ -93,6 +100,29 @@ class _Session:
         if last.agent_id is None:
             self.last = last.native_id
 
+    def state(self) -> dict[str, Any]:
+        """What a later read needs where the log goes on from one of its last lines."""
+        nearest = {uuid: self.followed(self.nearest[uuid]) for uuid in islice(reversed(self.nearest), _KEPT_LINES)}
+        return {
+            **{name: getattr(self, name) for name in _KEPT_FIELDS},
+            "is_resumed": self.is_announced or self.is_resumed,
+            "delivered": list(self.delivered),
+            "nearest": dict(reversed(nearest.items())),
+            "parents": {
+                native_id: self.parents[native_id] for native_id in nearest.values() if native_id in self.parents
+            },
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Session:
+        return cls(**{**state, "delivered": deque(state["delivered"], maxlen=8)})
+
+    def add_earlier(self, earlier: _Session) -> None:
+        """Adds what an earlier read knew of lines; the first to say something of a line is right."""
+        self.nearest = {**earlier.nearest, **self.nearest, **earlier.nearest}
+        self.parents = {**earlier.parents, **self.parents, **earlier.parents}
+        self.moved = {**earlier.moved, **self.moved}
+
 
 class _Reader:
     def __init__(self, source: Source):
@@ -100,15 +130,35 @@ class _Reader:
         self.sessions: dict[str, _Session] = {}
         self.session: _Session | None = None  # that of the latest line
         self.title: str | None = None  # stands in the log before the session that it names
-        self.latest: _Session | None = None  # that of the latest Conversation: what a later read is told
-        self.queue_before: list[str] = []
-        if source.session and source.session.get("session_id"):
-            meta = source.session.get("meta") or {}
-            session = _Session(source.session["session_id"], is_resumed=True, has_model=True)
-            self.queue_before = list(meta.get("queued") or [])
-            session.queue = list(self.queue_before)
-            session.is_titled_by_user = bool(meta.get("titled_by_user"))
-            self.session = self.sessions[session.session_id] = session
+        self.source = source
+        self.is_whole = source.start == 0  # whether all lines before the present one are known
+        if source.state:
+            self.title = source.state["title"]
+            if source.state["session"]:
+                self.session = _Session.from_state(source.state["session"])
+                self.sessions[self.session.session_id] = self.session
+            else:
+                self.is_whole = True  # nothing but titles stood before
+        elif source.start:
+            before = self._look_back()
+            self.title, self.session = before.title, before.session
+
+    def state(self) -> dict[str, Any]:
+        """What a later read of the grown log must know."""
+        return {"title": self.title, "session": self.session.state() if self.session else None}
+
+    def _look_back(self) -> _Reader:
+        """Reads what stands before the resumed part once more, only to know which lines and sessions there are."""
+        self.is_whole = True
+        with self.source.before() as source:
+            before = _Reader(source)
+            deque(read_json_lines(source, before.convert), maxlen=0)
+        for session_id, earlier in before.sessions.items():
+            earlier.is_resumed, earlier.is_announced = earlier.is_announced, False
+            known = self.sessions.setdefault(session_id, earlier)
+            if known is not earlier:
+                known.add_earlier(earlier)
+        return before
 
     def convert(self, row: dict[str, Any], offset: int, length: int) -> Iterable[Record]:
         kind = row.get("type")
@@ -126,13 +176,6 @@ class _Reader:
             return self._title(row, kind)
         return self._skip(row, kind[:60] if isinstance(kind, str) else "record without type")
 
-    def left_over(self) -> Iterator[Record]:
-        """What a later read of the grown log must know: its session, and words queued but not yet delivered."""
-        session = self.session
-        if session and (session.queue != self.queue_before or (self.latest and self.latest is not session)):
-            meta: dict[str, Any] = {"titled_by_user": True} if session.is_titled_by_user else {}
-            yield Conversation(session.session_id, agent="claude-code", meta={**meta, "queued": session.queue})
-
     def _skip(self, row: dict[str, Any], name: str) -> list[Record]:
         """Counts a line that is no message; lines that hang on it will hang on its parent."""
         uuid = row.get("uuid")
@@ -147,7 +190,13 @@ class _Reader:
         session_id, session = row.get("sessionId"), self.session
         if session is None or (session_id is not None and session_id != session.session_id):
             session_id = as_text(session_id) or digest("session", orjson.dumps(row))
+            if not self.is_whole and session_id not in self.sessions:
+                self._look_back()
             session = self.session = self.sessions.setdefault(session_id, _Session(session_id))
+        if not self.is_whole:
+            uuid = row.get("parentUuid") or row.get("logicalParentUuid")
+            if isinstance(uuid, str) and uuid not in session.nearest:
+                self._look_back()
         return session
 
     def _announce(self, session: _Session, row: dict[str, Any]) -> list[Record]:
@@ -155,7 +204,6 @@ class _Reader:
         if session.is_announced:
             return []
         session.is_announced = True
-        self.latest = session
         if session.is_resumed:
             return [Conversation(session.session_id, agent="claude-code")]
         forked, uuid = row.get("forkedFrom"), row.get("parentUuid")
@@ -254,10 +302,11 @@ class _Reader:
     @staticmethod
     def _is_news(session: _Session, text: str) -> bool:
         """Whether the queued words have not been seen yet: some versions log their delivery twice."""
-        if text in session.delivered:
-            session.delivered.remove(text)
+        words = digest(text)
+        if words in session.delivered:
+            session.delivered.remove(words)
             return False
-        session.delivered.append(text)
+        session.delivered.append(words)
         return True
 
     def _added(
@@ -285,6 +334,8 @@ class _Reader:
         """A title given by a person stays when the program gives another; a summary may go before its session."""
         title = known_string(row.get("customTitle") or row.get("aiTitle") or row.get("summary") or row.get("title"))
         leaf = row.get("leafUuid")
+        if not self.is_whole and isinstance(leaf, str) and not any(leaf in s.nearest for s in self.sessions.values()):
+            self._look_back()
         session = next((s for s in self.sessions.values() if leaf in s.nearest), self.session)
         if kind != "summary" and "sessionId" in row:
             session = self._enter(row)
@@ -293,7 +344,5 @@ class _Reader:
             self.title = title or self.title
         elif title and (kind == "custom-title" or not session.is_titled_by_user):
             session.is_titled_by_user = kind == "custom-title"
-            self.latest = session
-            meta = {"titled_by_user": True} if session.is_titled_by_user else {}
-            return [Conversation(session.session_id, agent="claude-code", title=title, meta=meta)]
+            return [Conversation(session.session_id, agent="claude-code", title=title)]
         return []

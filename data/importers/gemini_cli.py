@@ -9,7 +9,9 @@ the one before the rewound one ("" if there is none).
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,6 +29,8 @@ _EVENTS = frozenset({"info", "warning", "error"})
 _FILES_BEGIN, _FILES_END = "--- Content from referenced files ---", "--- End of content ---"
 _SESSION_CONTEXT = "<session_context>"
 _CHANGES = ("$set", "$rewindTo")
+#: Of so many latest messages a later read of the grown log is told where they hang.
+_KEPT_MESSAGES = 64
 
 
 def detect(probe: Probe) -> int:
@@ -47,6 +51,7 @@ def read(source: Source) -> Iterator[Record]:
     head = b"" if source.start else with_peek(source).peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
     if source.start or _is_lines(head):
         yield from read_json_lines(source, session.line)
+        source.state = session.state()
     else:
         yield from _read_document(source, session)
 
@@ -85,13 +90,37 @@ class _Session:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.resumed = source.start > 0
+        self.is_whole = source.start == 0  # whether all messages before the present record are known
         known = (source.session or {}).get("session_id")
         self.session_id: str | None = known if isinstance(known, str) else None
         self.tail: str | None = None
         #: Parent of the first message of each id, and the message that the next one follows.
         self.parents: dict[str, str | None] = {}
         self.lasts: dict[str, str] = {}
+        self.newest = 0  # the latest time of a message
+        if source.state:
+            self.tail, self.newest = source.state["tail"], source.state["newest"]
+            self.parents, self.lasts = source.state["parents"], source.state["lasts"]
+        elif source.start:
+            before = self.look_back()
+            self.tail, self.newest = before.tail, before.newest
+
+    def state(self) -> dict[str, Any]:
+        """What a later read of the grown log must know: the tail, and the messages most likely written again."""
+        recent = dict(islice(reversed(self.parents.items()), _KEPT_MESSAGES))
+        lasts = {native_id: self.lasts[native_id] for native_id in recent}
+        return {"tail": self.tail, "newest": self.newest, "parents": dict(reversed(recent.items())), "lasts": lasts}
+
+    def look_back(self) -> _Session:
+        """Reads what stands before the resumed part once more, only to know where its messages hang."""
+        self.is_whole = True
+        with self.source.before() as source:
+            before = _Session(source)
+            deque(read_json_lines(source, before.line), maxlen=0)
+        # The order is that of the log; what hung a message up first is right, and what wrote it last.
+        self.parents = {**before.parents, **self.parents, **before.parents}
+        self.lasts = {**before.lasts, **self.lasts}
+        return before
 
     def line(self, row: dict[str, Any], offset: int, length: int) -> Iterator[Record]:
         if "$rewindTo" in row:
@@ -108,12 +137,9 @@ class _Session:
 
     def rewind(self, target: Any) -> None:
         self.source.skipped["$rewindTo"] += 1
-        if target in self.parents:
-            self.tail = self.parents[target] or ""
-        elif not self.resumed:
-            self.tail = ""
-        else:
-            self.source.skipped["$rewindTo before the resumed part"] += 1
+        if not self.is_whole and target not in self.parents:
+            self.look_back()
+        self.tail = self.parents.get(target) or ""
 
     def change(self, values: Any, offset: int, length: int) -> Iterator[Record]:
         """`$set`: its `messages` are what the model is shown from now on; those that are new continue the session."""
@@ -146,6 +172,11 @@ class _Session:
         if not parts:
             self.source.skipped["empty message"] += 1
             return
+        when = parse_time(row.get("timestamp"))
+        # A message that is written again keeps its time: a later one than all before belongs to a new message.
+        if not self.is_whole and native_id not in self.parents and (when is None or when <= self.newest):
+            self.look_back()
+        self.newest = max(self.newest, when or 0)
         tokens = row.get("tokens")
         tokens = tokens if isinstance(tokens, dict) else {}
         spoken = Message(
@@ -154,7 +185,7 @@ class _Session:
             parts,
             native_id,
             self.parents.get(native_id, self.tail),
-            created_at=parse_time(row.get("timestamp")),
+            created_at=when,
             model=known_string(row.get("model")),
             tokens_in=count(tokens.get("input")),
             tokens_out=count(tokens.get("output")),
@@ -168,11 +199,11 @@ class _Session:
         if results:
             times = [parse_time(call.get("timestamp")) for call in _calls(row)]
             result_id = native_id + "/results"
-            when = max((time for time in times if time is not None), default=None)
+            ended_at = max((time for time in times if time is not None), default=None)
             found.append(
                 Message(
                     spoken.session_id, "tool", results, result_id, native_id,
-                    created_at=when, offset=offset, length=length,
+                    created_at=ended_at, offset=offset, length=length,
                 )
             )  # fmt: skip
         # A message that is written again keeps its place; the one that is being answered stays the tail.

@@ -1,4 +1,4 @@
-"""The importer of Claude Code logs: golden samples, real logs against an independent count, damage, resuming."""
+"""The importer of Claude Code logs: golden samples, real logs against an independent count, damage."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ REAL = sorted(SHARED.rglob("*.jsonl"))
 needs_real = pytest.mark.skipif(not REAL, reason=f"no real logs under {SHARED} (set WORKBENCH_SHARED_DATA)")
 
 
-def read(content: bytes, start: int = 0, session: dict[str, Any] | None = None) -> tuple[list[Record], Counter[str]]:
-    source = Source("log.jsonl", io.BytesIO(content[start:]), start, session)
+def read(content: bytes) -> tuple[list[Record], Counter[str]]:
+    source = Source("log.jsonl", io.BytesIO(content))
     return list(claude_code.read(source)), source.skipped
 
 
@@ -351,50 +351,3 @@ def test_any_objects_and_bytes_are_accounted_for(lines: list[bytes]) -> None:
     assert_accounted(content, records, skipped)
     assert_well_formed(records)
     claude_code.detect(Probe(content, True))
-
-
-# -- resuming -------------------------------------------------------------------------------------------------------
-
-
-def session_after(records: list[Record]) -> dict[str, Any] | None:
-    """What the ingest keeps of a log: the latest conversation's id, and its meta merged."""
-    session: dict[str, Any] | None = None
-    for record in records:
-        if isinstance(record, Conversation):
-            same = session is not None and session["session_id"] == record.session_id
-            meta = {**session["meta"], **record.meta} if same and session else record.meta
-            session = {"session_id": record.session_id, "meta": meta}
-    return orjson.loads(orjson.dumps(session))
-
-
-def essence(records: list[Record]) -> Counter[str]:
-    return Counter(repr((m.session_id, m.native_id, m.role, m.agent_id, m.offset, m.parts)) for m in messages(records))
-
-
-def assert_resumes(content: bytes, boundary: int) -> None:
-    whole, skipped = read(content)
-    before, skipped_before = read(content[:boundary])
-    after, skipped_after = read(content, boundary, session_after(before))
-    assert essence(before) + essence(after) == essence(whole)
-    assert skipped_before + skipped_after == skipped
-    parents = {m.native_id: m.parent_id for m in messages(whole)}
-    # An agent's earlier messages are not known any more: its next one may hang on the main thread instead.
-    assert all(m.parent_id in (None, parents[m.native_id]) for m in messages(after) if m.agent_id is None)
-
-
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.name)
-def test_samples_resume_at_every_line(path: Path) -> None:
-    content = path.read_bytes()
-    boundary = 0
-    for raw in io.BytesIO(content):
-        assert_resumes(content, boundary)
-        boundary += len(raw)
-
-
-@needs_real
-@pytest.mark.parametrize("path", REAL[:4], ids=lambda p: p.stem[:8])
-def test_real_log_resumes(path: Path) -> None:
-    content = path.read_bytes()
-    ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
-    for k in range(1, 6):
-        assert_resumes(content, ends[len(ends) * k // 6])

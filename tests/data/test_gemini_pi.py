@@ -6,8 +6,9 @@ import io
 import json
 import os
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pytest
@@ -107,16 +108,61 @@ def test_gemini_set_messages_continues_the_session() -> None:
     assert {m.native_id: m.parent_id for m in found} == {"a": None, "b": "a", "summary": "b", "c": "summary"}
 
 
+def read_in_two(content: bytes, boundary: int) -> tuple[list[Message], int]:
+    """The messages of both reads, and how often the second one read the beginning again."""
+    first = Source("log", io.BytesIO(content[:boundary]))
+    before = list(gemini_cli.read(first))
+    times = 0
+
+    def earlier() -> AbstractContextManager[BinaryIO]:
+        nonlocal times
+        times += 1
+        return nullcontext(io.BytesIO(content))
+
+    session_id = next((r.session_id for r in before if isinstance(r, Conversation)), None)
+    session = {"session_id": session_id, "meta": {}} if session_id else None
+    state = orjson.loads(orjson.dumps(first.state))
+    rest = Source("log", io.BytesIO(content[boundary:]), boundary, session, state=state, earlier=earlier)
+    return messages(before) + messages(list(gemini_cli.read(rest))), times
+
+
+def line_ends(content: bytes) -> list[int]:
+    return [i + 1 for i, byte in enumerate(content) if byte == 10]
+
+
 def test_gemini_resumes_at_every_line() -> None:
     whole = messages(read(gemini_cli, LINES)[0])
-    session = {"session_id": "b81e77aa-0c35-4f5e-8a11-2f9f2d9be002", "meta": {}}
-    at = 0
-    for line in LINES.splitlines(keepends=True)[:-1]:
-        at += len(line)
-        rest = messages(read(gemini_cli, LINES, at, session)[0])
-        assert [(m.native_id, m.parts, m.session_id) for m in rest] == [
-            (m.native_id, m.parts, m.session_id) for m in whole if m.offset >= at
-        ]
+    assert [read_in_two(LINES, end)[0] for end in line_ends(LINES)] == [whole] * len(line_ends(LINES))
+
+
+def test_gemini_reads_the_beginning_again_only_for_what_it_does_not_know() -> None:
+    def at(number: int) -> dict[str, Any]:
+        return {**gemini(f"m{number}"), "timestamp": f"2026-04-02T16:{number // 60:02}:{number % 60:02}.000Z"}
+
+    first = [{"sessionId": "s", "projectHash": "h"}, *map(at, range(200))]
+    boundary = len(lines(*first))
+    for rest, times in (
+        ([at(200), at(201)], 0),
+        ([at(198), at(200)], 0),  # written again, and near
+        ([{"$rewindTo": "m190"}, at(200)], 0),
+        ([{"$rewindTo": "m3"}, at(200), {"$rewindTo": "m1"}, at(201)], 1),
+        ([at(3), at(200)], 1),
+        ([{"$set": {"messages": [at(0), at(1), at(200)]}}, at(201)], 1),
+        ([{"$rewindTo": "gone"}, at(200)], 1),
+        ([gemini("untimed") | {"timestamp": None}], 1),
+    ):
+        content = lines(*first, *rest)
+        assert read_in_two(content, boundary) == (messages(read(gemini_cli, content)[0]), times), rest
+
+
+@given(st.lists(st.integers(0, 12), max_size=25), st.integers(0, 25))
+@settings(max_examples=150, deadline=None)
+def test_gemini_read_in_two_is_read_once(steps: list[int], cut: int) -> None:
+    rows = [{"sessionId": "s", "projectHash": "h"}]
+    rows += [{"$rewindTo": f"m{step - 8}"} if step >= 8 else gemini(f"m{step}", "words") for step in steps]
+    content = lines(*rows)
+    boundary = line_ends(content)[cut % len(rows)]
+    assert read_in_two(content, boundary)[0] == messages(read(gemini_cli, content)[0])
 
 
 @given(st.lists(st.integers(0, 9), max_size=25))

@@ -24,11 +24,12 @@ _spec.loader.exec_module(helpers)
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 LOGS = sorted(p for p in SAMPLES.rglob("*") if p.is_file() and p.suffix != ".md")
-#: Formats to which the program that writes them adds line by line.
+#: Formats of lines that are read on where the last read ended, whether or not programs add to such files.
 GROWING = [
     p
     for p in LOGS
-    if p.suffix == ".jsonl" and p.parent.name in ("claude_code", "codex", "gemini_cli", "pi", "openai_chat")
+    if p.suffix == ".jsonl"
+    and p.parent.name in ("claude_code", "codex", "gemini_cli", "pi", "openai_chat", "openhands", "sharegpt")
 ]
 
 
@@ -74,30 +75,16 @@ def test_all_samples_twice(path: Path) -> None:
     assert not helpers.difference(before, helpers.content(path))
 
 
-#: Rewound in the file: see the reason.
-REWOUND = ("flaky-test", "session-2026-04-02T16-20-b81e77aa")
-LOST_PARENT = pytest.mark.xfail(
-    strict=True,
-    reason="a resumed importer does not know where a message hangs that it read in an earlier run: a branch that was "
-    "rewound across two reads stays on the active thread",
-)
-
-
-@pytest.mark.parametrize(
-    "sample",
-    [
-        pytest.param(p, id=f"{p.parent.name}-{p.stem[:12]}", marks=[LOST_PARENT] if p.stem in REWOUND else [])
-        for p in GROWING
-    ],
-)
+@pytest.mark.parametrize("sample", [pytest.param(p, id=f"{p.parent.name}-{p.stem[:12]}") for p in GROWING])
 def test_growing_log_reads_only_what_is_new(path: Path, tmp_path: Path, sample: Path) -> None:
     """Cut at line ends and in the middle of lines; each step reads the bytes that the step before did not."""
     rng = random.Random(sample.name)
     whole = sample.read_bytes()
-    format = api.ingest([sample], tmp_path / "once.duckdb").formats.most_common(1)[0][0]
+    log = tmp_path / sample.name
+    log.write_bytes(whole)
+    format = api.ingest([log], tmp_path / "once.duckdb").formats.most_common(1)[0][0]
     ends = [i + 1 for i, c in enumerate(whole) if c == 10]
     cuts = sorted({*rng.sample(ends, min(2, len(ends))), *(rng.randrange(1, len(whole)) for _ in range(1)), len(whole)})
-    log = tmp_path / sample.name
     for cut in cuts:
         log.write_bytes(whole[:cut])
         done = query(path, "SELECT bytes_read FROM sources")[0][0] if path.exists() else 0
@@ -110,16 +97,32 @@ def test_growing_log_reads_only_what_is_new(path: Path, tmp_path: Path, sample: 
             assert [row[0] for row in quarantined(path) if row[4]] == ([line_start] if is_unfinished else [])
         assert api.ingest([log], path, format=format).messages_added == 0
     once = tmp_path / "once.duckdb"
-    # What a resumed importer cannot know is where a message hangs that it read in an earlier run.
     for sql in (
-        "SELECT COLUMNS(* EXCLUDE (source_id, path, first_seq, meta, model))::VARCHAR FROM conversations ORDER BY ALL",
-        "SELECT COLUMNS(* EXCLUDE (seq, source_id, parent_native_id))::VARCHAR FROM messages ORDER BY ALL",
+        "SELECT COLUMNS(* EXCLUDE first_seq)::VARCHAR FROM conversations ORDER BY ALL",
+        "SELECT COLUMNS(* EXCLUDE seq)::VARCHAR FROM messages ORDER BY ALL",
         "SELECT COLUMNS(* EXCLUDE seq)::VARCHAR FROM parts ORDER BY ALL",
     ):
         assert query(path, sql) == query(once, sql)
     for table in ("exchanges", "index"):
         assert helpers.content(path)[table] == helpers.content(once)[table], table
     assert quarantined(path) == quarantined(once)
+
+
+@pytest.mark.parametrize("format", ["langsmith", "otel"])
+def test_growing_trace_says_the_same_on_the_active_thread(path: Path, tmp_path: Path, format: str) -> None:
+    """Spans that come later can give earlier words another place: these stay as branches, and nothing is missing."""
+    [sample] = (SAMPLES / format).iterdir()
+    log, once, content = tmp_path / "a.jsonl", tmp_path / "once.duckdb", b""
+    for line in sample.read_bytes().splitlines(keepends=True):
+        content += line
+        log.write_bytes(content)
+        report = api.ingest([log], path, format=format)
+        assert report.bytes_read == len(content), "read again as a whole"
+    api.ingest([log], once, format=format)
+    native = "SELECT conversation_id, native_id FROM messages"
+    assert set(query(path, native)) > set(query(once, native))
+    said = native + " WHERE thread = '' AND role IN ('user', 'assistant') ORDER BY conversation_id, ply"
+    assert query(path, said) == query(once, said)
 
 
 def _is_json(line: bytes) -> bool:
