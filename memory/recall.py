@@ -123,9 +123,7 @@ def main_distiller(con: duckdb.DuckDBPyConnection) -> str | None:
     return row[0] if row else None
 
 
-def find(
-    arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None = None
-) -> dict[str, Arm]:
+def find(arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None = None) -> dict[str, Arm]:
     """The scored documents of each arm that the mode and the layer ask for; empty arms are left out."""
     layers = {"verbatim": index.VERBATIM}
     if distiller:

@@ -104,6 +104,7 @@ def recall(
     wanted = Query(query, mode=mode, layer=layer, k=k, filters=filters, **options)
     absorb_if_free(store)
     with Store(store, read_only=True) as opened:
+        opened.con.execute("SET threads = 1")  # one short query: more threads cost CPU and save no time
         missing = vectors.num_missing(opened.con) if mode != "keyword" else 0
         if not 0 < missing <= MAX_VECTORS_MADE_BY_RECALL:
             return run(opened, wanted)

@@ -56,7 +56,7 @@ def insert(con: duckdb.DuckDBPyConnection, position: int, text: str, *, edits: b
     con.execute(
         "INSERT INTO exchanges BY NAME SELECT ?::BIGINT AS seq, 'e' || ? AS exchange_id, 'c' AS conversation_id, "
         "'' AS thread, ? AS position, ? AS ply_start, ? AS ply_end, ? AS user_text, '' AS assistant_text, "
-        "?::JSON AS files, [] AS tools, 9 AS num_tokens, 'h' AS content_hash",
+        "'s' AS source_id, ?::JSON AS files, [] AS tools, 9 AS num_tokens, 'h' AS content_hash",
         [seq, str(seq), position, ply, ply + 1, text, files],
     )
     con.execute(
