@@ -271,13 +271,10 @@ class Store:
 
 def schema_version(con: duckdb.DuckDBPyConnection) -> int:
     """The newest migration that the file has; 0 for an empty one."""
-    row = con.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_versions' AND NOT internal"
-    ).fetchone()
-    if not row or not row[0]:
+    try:
+        return int(con.execute("SELECT max(version) FROM schema_versions").fetchall()[0][0] or 0)
+    except duckdb.CatalogException:
         return 0
-    row = con.execute("SELECT max(version) FROM schema_versions").fetchone()
-    return int(row[0] or 0) if row else 0
 
 
 def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:

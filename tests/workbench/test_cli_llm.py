@@ -12,7 +12,8 @@ from workbench.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("fake_llm_server", ROOT / "tests" / "fake_llm_server.py")
-assert spec and spec.loader
+assert spec is not None
+assert spec.loader is not None
 fake = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake)
 

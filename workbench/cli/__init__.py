@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 
 
 def main() -> None:
     """Entry point of `workbench` and `python -m workbench`."""
-    if "recall" in sys.argv:  # one query is over before BLAS threads pay: starting them costs 40 ms of CPU
+    if "recall" in sys.argv:  # one query is over before BLAS threads (40 ms of CPU) or collecting garbage pay
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        gc.disable()
     from workbench.cli.app import run
 
     code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A pager or `head` that went away is no error of ours, and the interpreter must not complain about it on exit.
-    os._exit(code) if sys.stdout.closed else sys.exit(code)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # All is flushed and closed: taking the interpreter apart would only cost time, and complain of a pager that went.
+    os._exit(code)
