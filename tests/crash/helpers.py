@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pytest
+
+from workbench import api
 
 #: Moments of insertion, numbers of insertion, and what one of them was taken from.
 _NOT_CONTENT = {
@@ -198,12 +202,30 @@ def assert_one_message(done: subprocess.CompletedProcess[str], code: int) -> Non
 
 
 def _log(store: Path, name: str, count: int) -> None:
-    from workbench import api
-
     for i in range(count):
         api.remember(
             f"{name} writes down note number {i}: the {_WORDS[i % len(_WORDS)]} is mended.", store, project=name
         )
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = claude_session(random.Random(1), "s-one", turns=60)
+    return write_jsonl(tmp_path_factory.mktemp("logs") / "a.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Path:
+    """A store with memories; copy it before changing it."""
+    path = tmp_path_factory.mktemp("filled") / "w.duckdb"
+    api.ingest([log], path)
+    api.distill(path)
+    return path
+
+
+@pytest.fixture
+def copy(filled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(filled, tmp_path / "w.duckdb"))
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["log"]:

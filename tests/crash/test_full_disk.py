@@ -22,24 +22,8 @@ helpers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(helpers)
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = helpers.claude_session(random.Random(1), "s-one", turns=60)
-    return helpers.write_jsonl(tmp_path_factory.mktemp("logs") / "a.jsonl", rows)
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Path:
-    """A store with memories; copy it before changing it."""
-    path = tmp_path_factory.mktemp("filled") / "w.duckdb"
-    api.ingest([log], path)
-    api.distill(path)
-    return path
-
-
-@pytest.fixture
-def copy(filled: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(filled, tmp_path / "w.duckdb"))
+# Fixtures: a log, a store made of it, and a copy that a test may change.
+log, filled, copy = helpers.log, helpers.filled, helpers.copy
 
 
 # -- full disks -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,24 +38,8 @@ def beside(path: Path) -> list[str]:
     return sorted(p.name for p in path.parent.iterdir() if p != path and not p.name.endswith(".wait"))
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = helpers.claude_session(random.Random(1), "s-one", turns=60)
-    return helpers.write_jsonl(tmp_path_factory.mktemp("logs") / "a.jsonl", rows)
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Path:
-    """A store with memories; copy it before changing it."""
-    path = tmp_path_factory.mktemp("filled") / "w.duckdb"
-    api.ingest([log], path)
-    api.distill(path)
-    return path
-
-
-@pytest.fixture
-def copy(filled: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(filled, tmp_path / "w.duckdb"))
+# Fixtures: a log, a store made of it, and a copy that a test may change.
+log, filled, copy = helpers.log, helpers.filled, helpers.copy
 
 
 # -- schema -----------------------------------------------------------------------------------------------------------
