@@ -5,6 +5,7 @@ WorkbenchError (1)
 ├── NotFound (4)          LookupError   an id, project or method that the store does not have
 ├── MissingExtra (5)      ImportError   an optional package is not installed
 ├── EndpointError (6)     RuntimeError  a model server did not do what was asked
+├── TrainingError (7)     RuntimeError  a training run that cannot work, or did not
 └── StoreError (10)       RuntimeError
     ├── StoreNewer (11)                 written by a newer version of the workbench
     ├── StoreDamaged (12)               truncated, or not a DuckDB file
@@ -55,6 +56,12 @@ class EndpointError(WorkbenchError, RuntimeError):
     """A model server did not do what was asked."""
 
     exit_code = 6
+
+
+class TrainingError(WorkbenchError, RuntimeError):
+    """A training run that cannot work, or did not."""
+
+    exit_code = 7
 
 
 class StoreError(WorkbenchError, RuntimeError):

@@ -1,0 +1,138 @@
+"""The four nouns of every distillation method: Role, Source, Term, Phase. A method is a function that returns phases.
+
+Nothing here imports torch: a catalog of methods can be listed, and a method's phases printed, on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from workbench.errors import InputError
+
+Origin = Literal["given", "live", "snapshot", "ema"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """Who predicts. The student is always there and needs no Role unless it reads another prompt.
+
+    Args:
+        name: how terms and sources call it.
+        origin: "given" (a frozen model that train() receives under this name), "live" (the student as it is, without
+            gradient), "snapshot" (the student as the phase found it), "ema" (a moving average of the student).
+        context: which of a task's prompts it reads: "prompt", or the name of another one ("privileged", …).
+        decay: of "ema", a step: weight of the old average, in [0, 1).
+    """
+
+    name: str
+    origin: Origin = "given"
+    context: str = "prompt"
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.origin == "ema" and not 0 <= self.decay < 1:
+            raise InputError(f"Role {self.name!r}: the decay of a moving average must be in [0, 1), not {self.decay}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Rollouts of the store (off-policy), by the name of the policy that wrote them; several of a task take turns.
+
+    Args: with_scores: name of the teacher whose stored top-k scores come along; None = no scores.
+    """
+
+    policy: str = "teacher"
+    with_scores: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Rollouts that a role writes for the batch, as it is at that moment (on-policy if it is the student)."""
+
+    role: str = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """With probability `fraction` a batch comes from `first`, else from `second` (GKD's lambda)."""
+
+    first: Stored | Fresh
+    second: Stored | Fresh
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise InputError(f"The fraction of a mixture must be in [0, 1], not {self.fraction}.")
+
+
+Source = Stored | Fresh | Mixed
+
+
+class Term(Protocol):
+    """A differentiable loss over roles' predictions on one micro-batch.
+
+    Its means are over the whole optimiser step (`view.mean`, `view.sequence_mean`), so that gradient accumulation and
+    several processes give what one large batch gives.
+    """
+
+    coefficient: float
+
+    def __call__(self, view: Any) -> Any:
+        """The share of the micro-batch (a `workbench.policies.lm.view.View`) in the loss: a scalar tensor."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Which terms train the student, on which rollouts, for how long.
+
+    Args:
+        sources: segment -> where its rollouts come from. Most methods have one segment, "main"; a preference has
+            "chosen" and "rejected". All segments of a batch are of the same tasks, padded each by itself.
+        roles: who predicts beside the student.
+        steps: optimiser steps; None = the recipe's.
+        learning_rate: factor on the recipe's.
+        modules: role name -> module of the model, returns further modules to train with the student, by name (projectors,
+            a discriminator); terms find them by `view.module`.
+        task_weight: task -> weight >= 0 of its sequences in every term; None = 1. Tasks of weight 0 are left out.
+        state: numbers that change during training and are saved with it.
+        after_step: called with (state, mean loss of the step, step, steps); changes `state`.
+    """
+
+    name: str
+    sources: Mapping[str, Source]
+    terms: Sequence[Term]
+    roles: Sequence[Role] = ()
+    steps: int | None = None
+    learning_rate: float = 1.0
+    modules: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    task_weight: Callable[[Any], float] | None = None
+    state: dict[str, float] = field(default_factory=dict)
+    after_step: Callable[[dict[str, float], float, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise InputError(f"Phase {self.name!r} has no term: nothing would train.")
+        if not self.sources:
+            raise InputError(f"Phase {self.name!r} has no source.")
+        names = [role.name for role in self.roles]
+        if len(set(names)) < len(names) or "student" in names:
+            raise InputError(f"Phase {self.name!r}: roles need different names, none of them 'student'; got {names}.")
+        known = {"student", *names}
+        for segment, source in self.sources.items():
+            for part in (source.first, source.second) if isinstance(source, Mixed) else (source,):
+                if isinstance(part, Fresh) and part.role not in known:
+                    raise InputError(
+                        f"Phase {self.name!r}: segment {segment!r} is written by {part.role!r}, which is no role of it; "
+                        f"there are {', '.join(sorted(known))}."
+                    )
+
+
+class Method(Protocol):
+    """The hyper-parameters of a method: a frozen dataclass that knows its phases."""
+
+    def phases(self) -> list[Phase]:
+        """What to do, in order."""
+        ...
