@@ -77,7 +77,10 @@ class Term(Protocol):
     several processes give what one large batch gives.
     """
 
-    coefficient: float
+    @property
+    def coefficient(self) -> float:
+        """Factor of the term in the loss."""
+        ...
 
     def __call__(self, view: Any) -> Any:
         """The share of the micro-batch (a `workbench.policies.lm.view.View`) in the loss: a scalar tensor."""
@@ -92,10 +95,11 @@ class Phase:
         sources: segment -> where its rollouts come from. Most methods have one segment, "main"; a preference has
             "chosen" and "rejected". All segments of a batch are of the same tasks, padded each by itself.
         roles: who predicts beside the student.
-        steps: optimiser steps; None = the recipe's.
+        share: of the recipe's steps, in (0, 1]; the shares of a method's phases may sum to more than 1.
+        contexts: segment -> the prompt that the student reads there; "prompt" where none is named.
         learning_rate: factor on the recipe's.
-        modules: role name -> module of the model, returns further modules to train with the student, by name (projectors,
-            a discriminator); terms find them by `view.module`.
+        modules: role name -> module of the model; returns further modules to train with the student, by name
+            (projectors, a discriminator); terms find them by `view.module`.
         task_weight: task -> weight >= 0 of its sequences in every term; None = 1. Tasks of weight 0 are left out.
         state: numbers that change during training and are saved with it.
         after_step: called with (state, mean loss of the step, step, steps); changes `state`.
@@ -105,7 +109,8 @@ class Phase:
     sources: Mapping[str, Source]
     terms: Sequence[Term]
     roles: Sequence[Role] = ()
-    steps: int | None = None
+    share: float = 1.0
+    contexts: Mapping[str, str] = field(default_factory=dict)
     learning_rate: float = 1.0
     modules: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     task_weight: Callable[[Any], float] | None = None
@@ -115,6 +120,8 @@ class Phase:
     def __post_init__(self) -> None:
         if not self.terms:
             raise InputError(f"Phase {self.name!r} has no term: nothing would train.")
+        if not 0 < self.share <= 1:
+            raise InputError(f"Phase {self.name!r}: the share of the steps must be in (0, 1], not {self.share}.")
         if not self.sources:
             raise InputError(f"Phase {self.name!r} has no source.")
         names = [role.name for role in self.roles]
@@ -125,8 +132,8 @@ class Phase:
             for part in (source.first, source.second) if isinstance(source, Mixed) else (source,):
                 if isinstance(part, Fresh) and part.role not in known:
                     raise InputError(
-                        f"Phase {self.name!r}: segment {segment!r} is written by {part.role!r}, which is no role of it; "
-                        f"there are {', '.join(sorted(known))}."
+                        f"Phase {self.name!r}: segment {segment!r} is written by {part.role!r}, which is no role of it "
+                        f"({', '.join(sorted(known))})."
                     )
 
 

@@ -3,8 +3,8 @@
 TRL keeps the loop: data order, generation (also with vLLM), PEFT, FSDP and DeepSpeed, optimiser, checkpoints. Ours are:
     _generate_and_score_completions  a batch comes from the phase's sources, in segments
     compute_loss, _compute_loss      the phase's terms
-    _get_train_sampler               the order of an epoch depends on its number alone (TRL's own on how many came before,
-                                     so that a resumed run would see other tasks)
+    _get_train_sampler               the order of an epoch depends on its number alone (TRL's own on how many came
+                                     before, so that a resumed run would see other tasks)
     training_step                    moving averages and the phase's state, after an optimiser step
     _save_checkpoint, train          what a resumed run needs besides: moving averages, state, modules
 tests/policies/test_seams.py fails when TRL moves one of them. TRL is pinned at 1.16.
@@ -23,7 +23,8 @@ from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from trl import DistillationConfig, DistillationTrainer
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
 
 from workbench.errors import InputError, TrainingError
 from workbench.policies.lm.episodes import encode, generate, roll_out
@@ -142,12 +143,13 @@ class LmTrainer(DistillationTrainer):
         for segment, source in self.phase.sources.items():
             rollouts = self._draw(segment, source, tasks)
             weights = [self._weights[task.id] for task in tasks]
-            contexts = {"prompt", *(role.context for role in self.phase.roles)}
+            student_context = self.phase.contexts.get(segment, "prompt")
+            contexts = {student_context, *(role.context for role in self.phase.roles)}
             prompts = {context: [self._encode(task, context) for task in tasks] for context in contexts}
-            tensors = collate(rollouts, prompts, weights, self._tokenizer.pad_token_id)
+            tensors = collate(rollouts, prompts, weights, cast(int, self._tokenizer.pad_token_id))
             tensors["sequence_weights"] = torch.tensor(weights)
             sums = torch.stack([tensors["loss_weights"].sum(), tensors["sequence_weights"].sum()])
-            total = self.accelerator.gather(sums.to(self.accelerator.device)[None]).sum(0)
+            total = cast(Tensor, self.accelerator.gather(sums.to(self.accelerator.device)[None])).sum(0)
             share = total.clamp(min=1e-12) / self.accelerator.num_processes
             self._totals[segment] = (share[0], share[1])
             batch |= {f"{segment}.{name}": tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
@@ -175,7 +177,7 @@ class LmTrainer(DistillationTrainer):
         return [some[0] if len(some) == 1 else some[int(torch.randint(len(some), ()))] for some in found]
 
     def _write(self, role: str, tasks: list[Task]) -> list[Rollout]:
-        context = "prompt" if role == "student" else self._readers[role].context
+        context = self.phase.contexts.get("main", "prompt") if role == "student" else self._readers[role].context
         prompts = [self._encode(task, context) for task in tasks]
 
         def write(ids: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
@@ -184,7 +186,8 @@ class LmTrainer(DistillationTrainer):
                 return self._generate_single_turn([list(row) for row in ids], None, {})
             return generate(self._readers[role].model, self._tokenizer, ids, max_tokens, self.temperature)
 
-        return roll_out(write, self._tokenizer, tasks, prompts, self.max_completion_length, self.environment)
+        length = cast(int, self.max_completion_length)
+        return roll_out(write, self._tokenizer, tasks, prompts, length, self.environment)
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -202,7 +205,8 @@ class LmTrainer(DistillationTrainer):
 
     def _compute_loss(self, unwrapped_student: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         reader = Reader(unwrapped_student, "prompt", _call, is_student=True)
-        view = View(inputs, {"student": reader, **self._readers}, self._totals, self.phase.state)
+        readers = {"student": reader, **self._readers}
+        view = View(inputs, readers, self._totals, self.phase.state, self.phase.contexts)
         loss = torch.zeros((), device=self.accelerator.device)
         for term in self.phase.terms:
             loss = loss + term.coefficient * term(view)
@@ -237,7 +241,7 @@ class LmTrainer(DistillationTrainer):
         super()._save_checkpoint(model, trial)
         if not self.accelerator.is_main_process:
             return
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(cast(str, self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         for name in self._averages:
             save_model(self._readers[name].model, str(folder / f"ema_{name}.safetensors"))
         if self.phase.modules:
@@ -249,7 +253,7 @@ class LmTrainer(DistillationTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Written by the run, with its lineage, not by TRL."""
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains; raises TrainingError if no parameter of the student moved."""
         if isinstance(resume_from_checkpoint, str):
             folder = Path(resume_from_checkpoint)
@@ -259,7 +263,7 @@ class LmTrainer(DistillationTrainer):
             if self.phase.modules:
                 extra = cast(Any, self.accelerator.unwrap_model(self.model)).workbench_modules
                 load_model(extra, str(folder / "modules.safetensors"))
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._after_step()
         if _fingerprint(self.model) == self._at_start and self.state.max_steps > 0:
             raise TrainingError(
@@ -299,6 +303,6 @@ def _policies(phase: Phase) -> set[str]:
     return {part.policy for part in parts if isinstance(part, Stored)}
 
 
-def _fingerprint(model: nn.Module) -> list[tuple[float, float]]:
+def _fingerprint(model: Any) -> list[tuple[float, float]]:
     trained = [p.detach().double() for p in model.parameters() if p.requires_grad]
     return [(float(p.sum()), float(p.square().sum())) for p in trained]

@@ -1,7 +1,7 @@
-"""What a term sees of a micro-batch: token ids, weights, and the predictions of every role, worked out when asked for.
+"""What a term sees of a micro-batch: token ids, weights, and the predictions of every role, made when asked for.
 
-Shapes: B sequences, T completion tokens (padded on the right), V vocabulary, D hidden. A segment is one set of sequences
-of the batch ("main", or "chosen" and "rejected", …), padded by itself.
+Shapes: B sequences, T completion tokens (padded on the right), V vocabulary, D hidden. A segment is one set of
+sequences of the batch ("main", or "chosen" and "rejected", …), padded by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import InputError
+from workbench.kernels.divergences import IGNORED_LABEL, DivergenceSpec, TopK
+from workbench.kernels.linear_divergence import LinearLogits, linear_divergence
 
 
 class Head(NamedTuple):
@@ -50,6 +52,7 @@ class View:
         totals: segment -> (sum of loss weights, sum of sequence weights) of the whole optimiser step over all
             processes, already divided by the number of processes, whose gradients are averaged.
         state: the phase's numbers.
+        contexts: segment -> the prompt that the student reads there, where it is not "prompt".
     """
 
     def __init__(
@@ -58,8 +61,9 @@ class View:
         readers: Mapping[str, Reader],
         totals: Mapping[str, tuple[Tensor, Tensor]],
         state: Mapping[str, float],
+        contexts: Mapping[str, str] | None = None,
     ) -> None:
-        self._inputs, self._readers, self._totals = inputs, readers, totals
+        self._inputs, self._readers, self._totals, self._contexts = inputs, readers, totals, contexts or {}
         self.state = state
         self.metrics: dict[str, list[Tensor]] = {}
         self._hidden: dict[tuple[str, str], Tensor] = {}
@@ -83,7 +87,8 @@ class View:
         """Last hidden states that predict the completion tokens [B, T, D]; without gradient but for the student."""
         if (role, segment) not in self._hidden:
             reader = self._reader(role)
-            ids, mask = self.get(f"{reader.context}_ids", segment), self.get(f"{reader.context}_mask", segment)
+            context = self._contexts.get(segment, reader.context) if reader.is_student else reader.context
+            ids, mask = self.get(f"{context}_ids", segment), self.get(f"{context}_mask", segment)
             ids = torch.cat([ids, self.get("completion_ids", segment)], dim=1)
             mask = torch.cat([mask, self.get("completion_mask", segment)], dim=1)
             keep = self.get("completion_ids", segment).shape[1]
@@ -103,16 +108,47 @@ class View:
         return head._replace(weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
 
     def logits(self, role: str = "student", segment: str = "main") -> Tensor:
-        """All logits [B, T, V], in float32. Costs a vocabulary a token: for small models, and for what has no kernel."""
-        head, hidden = self.head(role), self.hidden(role, segment)
-        logits = (nn.functional.linear(hidden, head.weight, head.bias) * head.scale).float()
-        return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+        """All logits [B, T, V] in float32 or wider. Holds a vocabulary a token: for what no kernel does."""
+        rows = self._linear(role, segment).logits()
+        return rows.unflatten(0, self.get("completion_ids", segment).shape)
+
+    def _linear(self, role: str, segment: str) -> LinearLogits:
+        head = self.head(role)
+        return LinearLogits(self.hidden(role, segment).flatten(0, 1), head.weight, head.bias, head.scale, head.softcap)
 
     def logprobs(self, role: str = "student", segment: str = "main") -> Tensor:
         """Log-probability of each completion token, natural log [B, T]; 0 on padding."""
-        logits = self.logits(role, segment)
-        picked = logits.gather(-1, self.get("completion_ids", segment)[..., None])[..., 0]
-        return (picked - logits.logsumexp(-1)) * self.get("completion_mask", segment)
+        ids, mask = self.get("completion_ids", segment), self.get("completion_mask", segment)
+        labels = ids.masked_fill(mask == 0, IGNORED_LABEL).flatten()
+        spec = DivergenceSpec(terms=(), label_weight=1.0)
+        found = linear_divergence(self._linear(role, segment), None, spec, labels_T=labels, reduction="none")
+        return -found.loss.unflatten(0, ids.shape).to(torch.float32)
+
+    def divergence(
+        self, spec: DivergenceSpec, teacher: str | None = "teacher", segment: str = "main",
+        token_weights_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Share of this micro-batch in the weighted mean of a divergence over the optimiser step, in nats a token.
+
+        Args:
+            spec: what is computed; with a label weight, the labels are the completion's tokens.
+            teacher: a role, "stored" for the top-k scores that came with the rollouts, None for labels alone.
+            token_weights_BT: instead of `token_weights`, which sum to 1 over the step.
+        """
+        weights = self.token_weights(segment) if token_weights_BT is None else token_weights_BT
+        target = None
+        if teacher == "stored":
+            target = TopK(self.get("top_ids", segment).flatten(0, 1), self.get("top_logprobs", segment).flatten(0, 1))
+        elif teacher is not None:
+            target = self._linear(teacher, segment)
+        found = linear_divergence(
+            self._linear("student", segment), target, spec, token_weights_T=weights.flatten(), reduction="sum",
+            labels_T=self.get("completion_ids", segment).flatten() if spec.label_weight else None,
+        )  # fmt: skip
+        used = weights.flatten() != 0
+        if bool(used.any()):
+            self.log(f"{segment}/student_entropy", found.student_entropy_T[used].mean())
+        return found.loss
 
     def mean(self, values_BT: Tensor, segment: str = "main") -> Tensor:
         """Share of this micro-batch in the weighted mean over all tokens of the optimiser step."""
@@ -123,6 +159,12 @@ class View:
     def token_weights(self, segment: str = "main") -> Tensor:
         """Loss weights [B, T] that sum to 1 over the optimiser step, for kernels that take the sum themselves."""
         return self.get("loss_weights", segment) / self._totals[segment][0]
+
+    def weights_by_sequence(self, segment: str = "main") -> Tensor:
+        """Weights [B, T] under which every sequence counts by its own weight, however long; they sum to 1 as well."""
+        weights = self.get("loss_weights", segment)
+        lengths = (weights != 0).sum(-1, keepdim=True).clamp(min=1)
+        return weights / lengths / self._totals[segment][1]
 
     def sequence_sum(self, values_BT: Tensor, segment: str = "main") -> Tensor:
         """Sum over the tokens that the policy wrote [B], not weighted."""
