@@ -1,0 +1,189 @@
+"""Runs a method: its phases in order, each resumable, with the student handed from one to the next.
+
+A run lives in a folder: `<number>-<phase>/start.safetensors` (the student as the phase found it), TRL's checkpoints,
+and `end.safetensors` when the phase is done. Called again with the same folder, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl.trainer.distillation_config import DistillationConfig
+
+from workbench.errors import InputError
+from workbench.policies.lm.engine import STATE_FILE, LmTrainer
+from workbench.policies.lm.rollout import Rollout
+from workbench.policies.nouns import Method, Phase
+from workbench.policies.tasks import Environment, Task
+
+#: (phase, step, name -> value): called at every logging step.
+OnMetrics = Callable[[str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How a student is trained, whatever the method.
+
+    Args:
+        steps: optimiser steps of a phase whose share is 1.
+        batch_size: sequences of one process and micro-batch; a step has batch_size x accumulation x processes.
+        learning_rate: at its height; `warmup_steps` of linear rise, then `schedule` (transformers' names).
+        max_completion_tokens, temperature: of fresh rollouts.
+        save_every, log_every: in steps.
+        bf16: train in bfloat16 (GPU).
+        cpu: stay on the CPU even where there is a GPU.
+        lora_rank: 0 trains all weights.
+        seed: of the order of tasks, dropout and sampling.
+    """
+
+    steps: int = 200
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    schedule: str = "constant_with_warmup"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_completion_tokens: int = 256
+    temperature: float = 1.0
+    save_every: int = 100
+    log_every: int = 10
+    bf16: bool = False
+    cpu: bool = False
+    activation_checkpointing: bool = False
+    lora_rank: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "max_completion_tokens", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"The setting {name} must be 1 or more, not {getattr(self, name)}.")
+        if not self.temperature > 0:
+            raise InputError(f"The temperature of rollouts must be above 0, not {self.temperature}.")
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and what it had is saved; the same call goes on from there."""
+
+
+def run_method(
+    student: nn.Module, tokenizer: Any, method: Method, tasks: Sequence[Task], settings: Settings, folder: Path, *,
+    models: Mapping[str, nn.Module] | None = None,
+    stored: Mapping[str, Mapping[str, Sequence[Rollout]]] | None = None,
+    environment: Environment | None = None, keep: Any = None, on_metrics: OnMetrics | None = None,
+) -> nn.Module:  # fmt: skip
+    """Trains the student through all phases of a method; returns it (an adapter-wrapped one with LoRA).
+
+    Args: as in `LmTrainer`; folder: of the run, made if it is not there.
+
+    Raises: InputError for what cannot be trained, TrainingError if nothing moved, Interrupted after Ctrl-C.
+    """
+    student = _with_lora(student, settings)
+    for number, phase in enumerate(method.phases(), 1):
+        home = folder / f"{number}-{phase.name}"
+        if (home / "end.safetensors").exists():
+            load_model(student, str(home / "end.safetensors"))
+            continue
+        home.mkdir(parents=True, exist_ok=True)
+        if (home / "start.safetensors").exists():
+            load_model(student, str(home / "start.safetensors"))
+        else:
+            _save(student, home / "start.safetensors")
+        watch = _Watch(phase.name, on_metrics)
+        trainer = LmTrainer(
+            student, _arguments(settings, phase, home), tokenizer, phase, tasks, models=models, stored=stored,
+            environment=environment, keep=keep, callbacks=[watch],
+        )  # fmt: skip
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        with _interrupts(watch):
+            trainer.train(_last_checkpoint(home))
+        if watch.is_asked_to_stop and trainer.state.global_step < trainer.state.max_steps:
+            raise Interrupted(f"Stopped after step {trainer.state.global_step} of phase {phase.name!r}; it is saved.")
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        if hasattr(trained, "workbench_modules"):
+            del trained.workbench_modules  # they belong to the phase, not to the student
+        if trainer.accelerator.is_main_process:
+            _save(trained, home / "end.safetensors")
+        trainer.accelerator.wait_for_everyone()
+    return student
+
+
+def _with_lora(student: nn.Module, settings: Settings) -> Any:
+    if not settings.lora_rank:
+        return student
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear")
+    return get_peft_model(student, config)  # pyright: ignore
+
+
+def _arguments(settings: Settings, phase: Phase, home: Path) -> DistillationConfig:
+    return DistillationConfig(
+        output_dir=str(home), max_steps=max(1, round(settings.steps * phase.share)),
+        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate * phase.learning_rate, lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
+        max_completion_length=settings.max_completion_tokens, temperature=settings.temperature, top_k=0,
+        save_strategy="steps", save_steps=settings.save_every, save_total_limit=2, logging_steps=settings.log_every,
+        bf16=settings.bf16, use_cpu=settings.cpu, activation_checkpointing=settings.activation_checkpointing,
+        seed=settings.seed, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+
+
+def _last_checkpoint(home: Path) -> str | None:
+    """The newest checkpoint that is whole: its last file was written."""
+    whole = [path for path in home.glob("checkpoint-*") if (path / STATE_FILE).exists()]
+    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    unfinished = path.with_suffix(".part")
+    save_model(model, str(unfinished))
+    unfinished.replace(path)
+
+
+class _Watch(TrainerCallback):
+    """Hands metrics on, and stops the run after the current step when asked to."""
+
+    def __init__(self, phase: str, on_metrics: OnMetrics | None) -> None:
+        self.phase, self.on_metrics, self.is_asked_to_stop = phase, on_metrics, False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self.on_metrics and state.is_world_process_zero:
+            numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+            self.on_metrics(self.phase, state.global_step, numbers)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self.is_asked_to_stop:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class _interrupts:
+    """While a phase runs, Ctrl-C asks it to save and stop; a second one stops it at once."""
+
+    def __init__(self, watch: _Watch) -> None:
+        self.watch = watch
+
+    def __enter__(self) -> None:
+        self.is_main = threading.current_thread() is threading.main_thread()
+        if self.is_main:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.watch.is_asked_to_stop:
+            raise KeyboardInterrupt
+        self.watch.is_asked_to_stop = True
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_main:
+            signal.signal(signal.SIGINT, self.before)
