@@ -4,7 +4,7 @@ Paper: "A Survey of On-Policy Distillation" (2604.00626, seed 151), whose member
     degree; the mixture is GKD's (2306.13649).
 Equation: min E_{y ~ λ π_θ + (1-λ) stored} (1/Σm) Σ_t m_t D(p_T(·|y_<t) ‖ π_θ(·|y_<t)), no gradient through sampling.
 Deviations: GKD divides the sum by the batch size in tokens of each process; here by all tokens of the step.
-Verified by: tests/policies/test_gkd.py.
+Verified by: tests/policies/test_methods.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Paper: "PACED: Distillation at the Frontier of Student Competence" (2603.11178, 
 Equation: w(p) = p^α (1-p)^β with p from K rollouts; L = Σ_x w(p_x) · mean_t D_t / Σ_x w(p_x).
 Deviations: the normalisation over the step's sequences is the public repository's; the paper leaves it open. K and how
     often pass rates are measured anew are not known: here once, before each phase (our reading).
-Verified by: tests/policies/test_paced.py.
+Verified by: tests/policies/test_methods.py.
 """
 
 from __future__ import annotations

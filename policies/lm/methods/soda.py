@@ -4,7 +4,7 @@ Paper: "SODA: Semi On-Policy Black-Box Distillation for Large Language Models" (
 Equation: warm-up w = argmin -E log q(y+|x); then L = -E log σ(β[log q(y+)/q_w(y+)] - β[log q(y-)/q_w(y-)]), q_w frozen,
     y+ ~ teacher, y- ~ q_0: one sample of the student as it was before the warm-up; sums over completion tokens.
 Deviations: none known; β, learning rate and epochs were not read (β 0.1 is DPO's).
-Verified by: tests/policies/test_soda.py.
+Verified by: tests/policies/test_methods.py.
 """
 
 from __future__ import annotations

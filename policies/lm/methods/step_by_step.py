@@ -4,7 +4,7 @@ Paper: "Distilling Step-by-Step!" (2305.02301, seed 128).
 Equation: L = α L_label + (1-α) L_rationale, each a mean over the tokens of its own batch.
 Deviations: a decoder instead of T5's encoder and decoder; the prefix begins the prompt, as in the paper. The two means
     are taken apart (a trap: one mean over both would weight rationales by their length).
-Verified by: tests/policies/test_step_by_step.py.
+Verified by: tests/policies/test_methods.py.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ ENTRY = Entry(
     granularity="sequence",
     degree="off-policy",
     needs="labels and teacher rationales of the tasks",
-    evidence="identities; its effect against labels alone: tests/policies/test_step_by_step.py",
+    evidence="identities; its effect against labels alone: tests/policies/test_methods.py",
     reading="a decoder-only student; otherwise read in the released code",
 )

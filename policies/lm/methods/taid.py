@@ -5,7 +5,7 @@ Equation: p_t = sg softmax((1-t) z_S + t z_T); L = -(1/Σm) Σ m Σ_v p_t(v) log
     δ = (l_{n-1} - l_n) / (l_{n-1} + 1e-15), μ = β μ + (1-β) δ, Δt = α σ(μ) (1-t),
     t = min(t_end, max(t_start + (t_end - t_start) n/N, t + Δt)). The first step only stores the loss.
 Deviations: none. The logged loss is cross-entropy, as in the released code (the target's entropy is left out).
-Verified by: tests/policies/test_taid.py.
+Verified by: tests/policies/test_methods.py.
 """
 
 from __future__ import annotations
