@@ -96,20 +96,22 @@ def methods(
     from difflib import get_close_matches
 
     from workbench.errors import InputError, NotFound
-    from workbench.methods import ENTRIES
+    from workbench.methods import entries
 
     if action not in ("list", "show") or (action == "show") != (name is not None):
         raise InputError("Use `workbench methods list` or `workbench methods show NAME`.")
-    chosen = [entry for entry in ENTRIES if name in (None, entry.name)]
+    known = entries()
+    chosen = [entry for entry in known if name in (None, entry.name)]
     if not chosen:
-        near = get_close_matches(name or "", [entry.name for entry in ENTRIES], 3, 0.0)
+        near = get_close_matches(name or "", [entry.name for entry in known], 3, 0.0)
         raise NotFound(f"No method is called {name!r}. Nearest: {', '.join(near)}.")
     rows = [entry.as_json() for entry in chosen]
     if json:
         print_json(rows if action == "list" else rows[0])
     elif action == "list":
-        table("Methods", [(str(r["name"]), str(r["seed"]), str(r["arxiv"]), str(r["family"])) for r in rows],
-              ("name", "card", "arXiv", "family"))  # fmt: skip
+        columns = ("name", "seed", "arxiv", "family", "access", "degree")
+        table("Methods", [tuple(str(row[column]) for column in columns) for row in rows],
+              ("name", "card", "arXiv", "family", "access", "policy degree"))  # fmt: skip
     else:
         for key, value in rows[0].items():
             typer.echo(f"{key}: {value}")
