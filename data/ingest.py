@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import duckdb
 import orjson
@@ -34,8 +34,18 @@ FINGERPRINT_BYTES = 4096
 #: What DuckDB may hold of an uncommitted conversation before it moves it to its temporary file.
 MEMORY_LIMIT = "256MB"
 
-#: Called inside the transaction with the ids of the conversations that changed; returns (added, unchanged) exchanges.
-OnChange = Callable[[duckdb.DuckDBPyConnection, list[str]], tuple[int, int]]
+
+class OnChange(Protocol):
+    """Builds what is derived from conversations, inside the transaction that changes them.
+
+    Args: more_follows: another call comes at once, and a last one (with no ids perhaps) that does not say so.
+
+    Returns: exchanges (added, unchanged).
+    """
+
+    def __call__(
+        self, con: duckdb.DuckDBPyConnection, conversation_ids: list[str], more_follows: bool = False
+    ) -> tuple[int, int]: ...
 
 
 @dataclass
@@ -111,6 +121,8 @@ class _Ingest:
         self._uncommitted_bytes = 0
         self._committed_at = time.monotonic()
         self._in_transaction = False
+        self._more_follows = True
+        self._is_waiting = False  # whether on_change was told so last
         self._unchanged: list[str] = []
         self._remembered: dict[str, tuple[object, ...]] = {}
 
@@ -125,6 +137,7 @@ class _Ingest:
                         if progress:
                             progress(found.path, self.report)
                         self._source(found, known.get(digest("source", found.path)))
+                self._more_follows = False
                 self._commit()
                 self._count_unchanged()
             finally:
@@ -285,12 +298,17 @@ class _Ingest:
         return late or self._uncommitted_bytes + more_bytes > COMMIT_BYTES
 
     def _commit(self) -> None:
+        is_due = self._is_waiting and not self._more_follows
+        if is_due and not self._in_transaction:
+            self.store.con.execute("BEGIN")
+            self._in_transaction = True
         if self._in_transaction:
             written = self.writer.finish()
             self._store_sources()
             report = self.report
-            if written.touched and self.on_change:
-                added, unchanged = self.on_change(self.store.con, sorted(written.touched))
+            if self.on_change and (written.touched or is_due):
+                added, unchanged = self.on_change(self.store.con, sorted(written.touched), self._more_follows)
+                self._is_waiting = self._more_follows
                 report.exchanges_added += added
                 report.exchanges_unchanged += unchanged
             self.store.con.execute("COMMIT")

@@ -22,11 +22,13 @@ import orjson
 from workbench.data.columns import Kind, registered
 from workbench.data.records import digest
 from workbench.memory.files import FileCollector
+from workbench.memory.pieces import Pieces
 from workbench.memory.postings import Document
-from workbench.memory.tokens import count_tokens
+from workbench.memory.scan import Scanned, scan
 
 MIN_CHARS = 50
 MAX_PLIES = 20
+_SCAN_CHARS = 1 << 20
 #: What was written into the workbench on purpose (notes, `Spool`) is an exchange however short.
 OWN_FORMAT = "workbench_log"
 
@@ -102,7 +104,7 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
     fresh: list[tuple[Any, ...]] = []
     seen: set[str] = set()
     previous, cascade = None, False
-    for values in _rows(con, conversation_ids):
+    for values, pieces in _rows(con, conversation_ids):
         exchange_id, position = values[0], values[3]
         if position == 0:
             previous, cascade = None, False
@@ -115,7 +117,7 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
         if old:
             result.removed.append(old[0])
         seq += 1
-        result.added.append(Document(seq, values[9], values[10], previous))
+        result.added.append(Document(seq, values[9], values[10], previous, pieces))
         fresh.append((seq, *values))
         previous, cascade = seq, True
     result.removed.extend(old[0] for exchange_id, old in before.items() if exchange_id not in seen)
@@ -134,8 +136,8 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
     return result
 
 
-def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterator[tuple[Any, ...]]:
-    """The exchanges' rows without seq, in the order of conversation, thread, ply."""
+def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterator[tuple[tuple[Any, ...], Pieces]]:
+    """The exchanges' rows without seq, in the order of conversation, thread, ply; and their texts' pieces."""
     first = con.execute(
         "SELECT coalesce(min(first_seq), 0) FROM conversations WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))",
         [conversation_ids],
@@ -153,10 +155,11 @@ def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterat
         ORDER BY m.conversation_id, m.thread, m.ply, p.seq, p.ordinal""",
         {"seq": first[0] if first else 0, "ids": conversation_ids},
     )
-    for (cid, thread, format, project), group in groupby(_fetched(records), key=lambda r: (r[0], r[1], r[9], r[10])):
-        chunks = segment(_plies(group), keep_short=format == OWN_FORMAT)
-        for position, chunk in enumerate(chunks):
-            yield _exchange_row(cid, thread, position, project, chunk)
+    return _scanned(
+        _draft(cid, thread, position, project, chunk)
+        for (cid, thread, format, project), group in groupby(_fetched(records), key=lambda r: (r[0], r[1], r[9], r[10]))
+        for position, chunk in enumerate(segment(_plies(group), keep_short=format == OWN_FORMAT))
+    )
 
 
 def _fetched(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
@@ -179,24 +182,67 @@ def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
             yield ply
 
 
-def _exchange_row(cid: str, thread: str, position: int, project: str, plies: list[Ply]) -> tuple[Any, ...]:
-    user = "\n\n".join(p.text for p in plies if p.role == "user" and p.text)
-    assistant = "\n\n".join(p.text for p in plies if p.role == "assistant" and p.text)
+@dataclass(slots=True)
+class _Draft:
+    """An exchange before its texts are scanned."""
+
+    conversation_id: str
+    thread: str
+    position: int
+    project: str
+    plies: list[Ply]
+    user: str
+    assistant: str
+
+
+def _draft(cid: str, thread: str, position: int, project: str, plies: list[Ply]) -> _Draft:
+    user, assistant = (
+        "\n\n".join(p.text for p in plies if p.role == role and p.text) for role in ("user", "assistant")
+    )
+    return _Draft(cid, thread, position, project, plies, user, assistant)
+
+
+def _scanned(drafts: Iterator[_Draft]) -> Iterator[tuple[tuple[Any, ...], Pieces]]:
+    """The rows of exchanges and their texts' pieces; texts are scanned many at a time."""
+    for batch in _batches(drafts):
+        found = iter(scan([text for draft in batch for text in (draft.user, draft.assistant)]))
+        for draft, of_user, of_assistant in zip(batch, found, found, strict=True):
+            yield (
+                _exchange_row(draft, of_user, of_assistant),
+                Pieces(of_user.vocabulary, of_user.pieces, of_assistant.pieces),
+            )
+
+
+def _batches(drafts: Iterator[_Draft]) -> Iterator[list[_Draft]]:
+    batch: list[_Draft] = []
+    chars = 0
+    for draft in drafts:
+        batch.append(draft)
+        chars += len(draft.user) + len(draft.assistant)
+        if chars > _SCAN_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _exchange_row(draft: _Draft, of_user: Scanned, of_assistant: Scanned) -> tuple[Any, ...]:
+    cid, thread, plies, user, assistant = draft.conversation_id, draft.thread, draft.plies, draft.user, draft.assistant
     collector = FileCollector()
     tools: dict[str, None] = {}
     for ply in plies:
         for name, arguments in ply.calls:
             tools[name] = None
             collector.add_tool(name, arguments)
-    collector.add_text(user)
-    collector.add_text(assistant)
+    collector.add_mentioned(of_user.paths)
+    collector.add_mentioned(of_assistant.paths)
     files = orjson.dumps([{"path": f.path, "action": f.action} for f in collector.files()]).decode()
     times = [p.at for p in plies if p.at]
     start, end = plies[0].number, plies[-1].number
     return (
-        digest("exchange", cid, thread, str(start)), cid, thread, position, start, end, plies[0].source_id,
+        digest("exchange", cid, thread, str(start)), cid, thread, draft.position, start, end, plies[0].source_id,
         min(times, default=None), max(times, default=None), user, assistant, files, orjson.dumps(list(tools)).decode(),
-        count_tokens(user) + count_tokens(assistant), digest(user, assistant, files, project, *tools),
+        of_user.num_tokens + of_assistant.num_tokens, digest(user, assistant, files, draft.project, *tools),
     )  # fmt: skip
 
 

@@ -43,10 +43,10 @@ def paths_in_text(text: str) -> list[str]:
     found: dict[str, None] = {}
     for match in _EXTENSION.finditer(text):
         start = match.start()
-        floor = max(0, start - MAX_PATH_CHARS)
-        while start > floor and (text[start - 1].isalnum() or text[start - 1] in _PATH_CHARS):
+        limit = start - MAX_PATH_CHARS
+        while start > max(0, limit) and (text[start - 1].isalnum() or text[start - 1] in _PATH_CHARS):
             start -= 1
-        if start == floor > 0:
+        if start == limit:
             continue  # too long a run for a path
         path = _plausible(text[start : match.start()], match.group()[1:])
         if path:
@@ -106,7 +106,11 @@ class FileCollector:
 
     def add_text(self, text: str) -> None:
         """Adds the files that a text names."""
-        self._mentioned.update(dict.fromkeys(paths_in_text(text)))
+        self.add_mentioned(paths_in_text(text))
+
+    def add_mentioned(self, paths: list[str]) -> None:
+        """Adds the files that a text names, which are known already."""
+        self._mentioned.update(dict.fromkeys(paths))
 
     def files(self) -> list[FileTouch]:
         """Files of tool calls first, then those only mentioned; a mention that ends a known path is that path."""

@@ -19,15 +19,20 @@ def distilled(distiller: str) -> str:
     return f"distilled/{distiller}"
 
 
-def on_change(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> tuple[int, int]:
-    """Brings exchanges and indexes up to date after conversations changed; returns exchanges (added, unchanged)."""
+def on_change(
+    con: duckdb.DuckDBPyConnection, conversation_ids: list[str], more_follows: bool = False
+) -> tuple[int, int]:
+    """Brings exchanges and indexes up to date after conversations changed; returns exchanges (added, unchanged).
+
+    Args: more_follows: another call comes at once, and the last one without this: what can wait may wait for it.
+    """
     rebuilt = exchanges.rebuild(con, conversation_ids)
     if rebuilt.removed:
         for (layer,) in con.execute("SELECT name FROM lexical_layers").fetchall():
             postings.remove(con, layer, rebuilt.removed)
             dense.remove(con, layer, rebuilt.removed)
     postings.add(con, VERBATIM, TOKENIZER, rebuilt.added)
-    postings.maintain(con)
+    postings.maintain(con, more_follows=more_follows)
     return len(rebuilt.added), rebuilt.unchanged
 
 

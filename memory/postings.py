@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -19,12 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError, StoreError
+from workbench.memory.pieces import Pieces, numbered
+from workbench.memory.terms import count_terms
 from workbench.memory.tokenizers import Tokenizer, get_tokenizer
 
 # A query reads all recent postings: 250,000 cost it about 1 ms. Compaction rewrites the layer (0.2 microseconds of
 # CPU a posting): at a share of 1/32 that is less than 0.4 ms for each added document of 40 terms, at any size.
 _RECENT_ROWS = 250_000
 _RECENT_SHARE = 1 / 32
+# While a large ingest runs, each posting is rewritten some times instead of some dozen times: queries are slower until
+# its end (4,000,000 recent postings cost one about 16 ms).
+_RECENT_ROWS_MEANWHILE, _RECENT_SHARE_MEANWHILE = 4_000_000, 1 / 4
 _COMPACT_ROWS_AT_ONCE, _READ_ROWS_AT_ONCE = 8_000_000, 4_000_000
 _TERMS_AT_ONCE = 40
 
@@ -36,12 +41,14 @@ class Document(NamedTuple):
         doc: the exchange's `seq`, 0 <= doc < 2**31; unique within a layer.
         user_text, assistant_text: the text, by who wrote it; a layer without roles leaves the first empty.
         previous: the doc that comes before it in the same thread of the conversation, None if there is none.
+        pieces: the numbers of the texts' pieces in a vocabulary, where that has been found out.
     """
 
     doc: int
     user_text: str
     assistant_text: str
     previous: int | None = None
+    pieces: Pieces | None = None
 
 
 class Postings(NamedTuple):
@@ -122,18 +129,22 @@ def drop_layer(con: duckdb.DuckDBPyConnection, layer: str) -> None:
         _set_revision(con, target)
 
 
-def maintain(con: duckdb.DuckDBPyConnection) -> list[str]:
-    """Compact every layer that has much unsorted text, to be called after batches of additions; returns their names."""
+def maintain(con: duckdb.DuckDBPyConnection, *, more_follows: bool = False) -> list[str]:
+    """Compact every layer that has much unsorted text, to be called after batches of additions; returns their names.
+
+    Args: more_follows: the next batch comes at once, and a call without this after the last one.
+    """
     compacted = []
-    if _number(con, "SELECT count(*) FROM lexical_recent", []) <= _RECENT_ROWS:
+    most, share = (_RECENT_ROWS_MEANWHILE, _RECENT_SHARE_MEANWHILE) if more_follows else (_RECENT_ROWS, _RECENT_SHARE)
+    if _number(con, "SELECT count(*) FROM lexical_recent", []) <= most:
         return compacted
     recent = con.execute(
         "SELECT r.layer, l.name, count(*) FROM lexical_recent r JOIN lexical_layers l USING (layer) GROUP BY ALL"
     ).fetchall()
     for layer, name, rows in recent:
-        if rows <= _RECENT_ROWS:
+        if rows <= most:
             continue
-        if rows > _RECENT_SHARE * _number(con, "SELECT sum(df) FROM lexical_terms WHERE layer = ?", [layer]):
+        if rows > share * _number(con, "SELECT sum(df) FROM lexical_terms WHERE layer = ?", [layer]):
             compact(con, name)
             compacted.append(name)
     return compacted
@@ -338,27 +349,12 @@ def _layer_for(con: duckdb.DuckDBPyConnection, name: str, tokenizer: str) -> Lay
 def _insert_postings(
     con: duckdb.DuckDBPyConnection, layer: Layer, batch: list[Document], docs: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    hashes = layer.tokenizer.hashes
-    by_role = [[hashes(each.user_text) for each in batch], [hashes(each.assistant_text) for each in batch]]
-    sizes = np.array([[len(terms) for terms in role] for role in by_role], np.int32)
-    terms = np.fromiter(chain.from_iterable(chain(*by_role)), np.uint64, int(sizes.sum()))
-    row = np.concatenate([np.repeat(np.arange(len(batch)), role) for role in sizes])
-    is_user = np.arange(len(terms)) < int(sizes[0].sum())
-    if len(terms):
-        order = np.lexsort((row, terms))
-        terms, row, is_user = terms[order], row[order], is_user[order]
-        new = np.empty(len(terms), bool)
-        new[0] = True
-        new[1:] = (terms[1:] != terms[:-1]) | (row[1:] != row[:-1])
-        starts = np.flatnonzero(new)
-        columns = {
-            "term": terms[starts],
-            "doc": docs[row[starts]],
-            "tf": np.diff(np.append(starts, len(terms))).astype(np.int32),
-            "tf_user": np.add.reduceat(is_user, starts, dtype=np.int32),
-        }
+    texts, pieces = [(each.user_text, each.assistant_text) for each in batch], [each.pieces for each in batch]
+    counts = count_terms(layer.tokenizer, *numbered(texts, pieces))
+    if len(counts.term):
+        columns = {"term": counts.term, "doc": docs[counts.row], "tf": counts.tf, "tf_user": counts.tf_user}
         insert(con, "INSERT INTO lexical_recent SELECT ?, term, doc, tf, tf_user FROM batch", [layer.id], columns)
-    return sizes.sum(axis=0, dtype=np.int32), sizes[0]
+    return counts.length, counts.length_user
 
 
 def _set_revision(con: duckdb.DuckDBPyConnection, layer: Layer, revision: int | None = None) -> None:

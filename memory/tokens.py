@@ -19,6 +19,12 @@ def count_tokens(text: str) -> int:
     return sum(map(_counted.__getitem__, text.split(" ")))  # no piece holds a blank
 
 
+def ends_in_punctuation(text: str) -> bool:
+    """Whether a line break behind the text (not empty) belongs to its last token, and is none of its own."""
+    last = text[-1]
+    return not (last.isalnum() or last == "_" or last.isspace())
+
+
 class _Counted(dict[str, int]):
     """What stands between two blanks → its number of pieces; the frequent words make up most of any text."""
 

@@ -234,6 +234,33 @@ def test_interrupted_in_the_middle_of_a_file_goes_on_there(
     assert not helpers.difference(helpers.content(tmp_path / "once.duckdb"), helpers.content(path))
 
 
+@pytest.mark.parametrize("num_logs", [1, 5])
+def test_who_derives_is_told_what_follows(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_logs: int
+) -> None:
+    monkeypatch.setattr(ingest, "COMMIT_BYTES", 1)
+    logs = [
+        helpers.write_jsonl(tmp_path / f"{i}.jsonl", helpers.claude_session(random.Random(i), f"s{i}", 3))
+        for i in range(num_logs)
+    ]
+    calls: list[tuple[int, bool]] = []
+
+    def on_change(con: Any, conversation_ids: list[str], more_follows: bool = False) -> tuple[int, int]:
+        calls.append((len(conversation_ids), more_follows))
+        return 0, 0
+
+    with Store(path) as store:
+        ingest.ingest(store, [*map(str, logs)], on_change=on_change)
+        assert calls == [(1, True)] * num_logs + [(0, False)]
+        calls.clear()
+        ingest.ingest(store, [*map(str, logs)], on_change=on_change)
+        assert calls == [], "nothing changed"
+        monkeypatch.setattr(ingest, "COMMIT_BYTES", 1 << 30)
+        more = helpers.write_jsonl(tmp_path / "more.jsonl", helpers.claude_session(random.Random(9), "more", 3))
+        ingest.ingest(store, [str(more)], on_change=on_change)
+        assert calls == [(1, False)]
+
+
 # -- what JSON allows, and what programs write nevertheless -----------------------------------------------------------
 
 
