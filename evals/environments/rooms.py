@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.policies.lm.episodes import encode
+from workbench.policies.lm.rollout import Rollout
 from workbench.policies.tasks import Task
 
 MOVES = {"N": (0, -1), "E": (1, 0), "S": (0, 1), "W": (-1, 0)}
@@ -115,3 +117,20 @@ class Rooms:
             yield best, made, answer
             if is_over:
                 return
+
+    def walks(
+        self, tokenizer: Any, tasks: list[Task], rng: random.Random, noise: float = 0.0, each: int = 1
+    ) -> dict[str, list[Rollout]]:
+        """The expert's walks as rollouts: `each` for every task; a random move is context, never a target."""
+        found: dict[str, list[Rollout]] = {}
+        for task in tasks:
+            prompt = encode(tokenizer, task.prompt("prompt"))
+            for _ in range(each):
+                rollout = Rollout(task.id, prompt, [], mask := [])
+                for best, made, answer in self.expert(task, rng, noise):
+                    said, heard = tokenizer.encode(made), tokenizer.encode(answer)
+                    rollout.completion_ids += said + heard
+                    mask += [int(best == made)] * len(said) + [0] * len(heard)
+                if any(mask):
+                    found.setdefault(task.id, []).append(rollout)
+        return found

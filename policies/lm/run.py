@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +17,14 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.distillation_config import DistillationConfig
 
-from workbench.errors import InputError
 from workbench.policies.lm.engine import STATE_FILE, LmTrainer
 from workbench.policies.lm.rollout import Rollout
+from workbench.policies.lm.settings import Settings
 from workbench.policies.nouns import Method, Phase
 from workbench.policies.tasks import Environment, Task
 
 #: (phase, step, name -> value): called at every logging step.
 OnMetrics = Callable[[str, int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """How a student is trained, whatever the method.
-
-    Args:
-        steps: optimiser steps of a phase whose share is 1.
-        batch_size: sequences of one process and micro-batch; a step has batch_size x accumulation x processes.
-        learning_rate: at its height; `warmup_steps` of linear rise, then `schedule` (transformers' names).
-        max_completion_tokens, temperature: of fresh rollouts.
-        save_every, log_every: in steps.
-        bf16: train in bfloat16 (GPU).
-        cpu: stay on the CPU even where there is a GPU.
-        lora_rank: 0 trains all weights.
-        seed: of the order of tasks, dropout and sampling.
-    """
-
-    steps: int = 200
-    batch_size: int = 32
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    schedule: str = "constant_with_warmup"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_completion_tokens: int = 256
-    temperature: float = 1.0
-    save_every: int = 100
-    log_every: int = 10
-    bf16: bool = False
-    cpu: bool = False
-    activation_checkpointing: bool = False
-    lora_rank: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "max_completion_tokens", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"The setting {name} must be 1 or more, not {getattr(self, name)}.")
-        if not self.temperature > 0:
-            raise InputError(f"The temperature of rollouts must be above 0, not {self.temperature}.")
 
 
 class Interrupted(KeyboardInterrupt):

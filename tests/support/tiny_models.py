@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers for tests: seeded, made on the spot, never downloaded."""
+"""Tiny models and settings for tests: seeded, made on the spot, never downloaded."""
 
 from __future__ import annotations
 
@@ -8,36 +8,19 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before trl: it would send telemetry
 
+from workbench.policies.lm import tiny
+
 WORDS = [f"w{i}" for i in range(26)]
 
 
 def make_tokenizer(words: list[str] | None = None) -> Any:
-    """One token a word; <pad>, <eos>, <unk> are 0, 1, 2."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *(words or WORDS)])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    """Over 26 words, if none are given."""
+    return tiny.make_tokenizer(words or WORDS)
 
 
 def make_model(tokenizer: Any, seed: int = 0, hidden: int = 32, layers: int = 2, **options: Any) -> Any:
-    """A Llama of some ten thousand parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    settings = {
-        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "max_position_embeddings": 128, "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "initializer_range": 0.2,
-    }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **options}))
+    """Large weights, so that what it predicts without training is far from uniform."""
+    return tiny.make_model(tokenizer, seed, hidden, layers, **{"initializer_range": 0.2, **options})
 
 
 def make_args(folder: Path, **options: Any) -> Any:
