@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from workbench.errors import InputError
@@ -45,6 +45,7 @@ class Grade:
         grader: its name and version; grades of different versions are not compared.
         extracted: what was judged, after extraction or normalisation.
         explanation: the grader's reason, or what went wrong.
+        seconds: how long it took, where that is worth knowing; no part of what makes two grades equal.
     """
 
     value: float | None
@@ -52,6 +53,7 @@ class Grade:
     grader: str
     extracted: str = ""
     explanation: str = ""
+    seconds: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or (self.value is None) != (self.status != "ok"):

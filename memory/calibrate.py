@@ -1,18 +1,14 @@
 """Chooses fusion weights on the person's own store, without labels: the store itself says which queries it answers.
 
-A query is the subject of a commit that an agent made in a session; what answers it are the exchanges that changed
-files since the commit before, or the one that committed. Titles of conversations are queries too: any exchange of the
-conversation answers them. A query whose words stand verbatim in an exchange's text is dropped: finding it would
-measure copying. Weights are searched on one half of the queries and kept only if the other half agrees.
+The queries are the commits and titles of memory/mined_queries.py. Weights are searched on one half of them and kept
+only if the other half agrees.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import duckdb
@@ -21,28 +17,11 @@ import orjson
 from numpy.typing import NDArray
 
 from workbench.memory.fusion import Arm, normalise_min_max
+from workbench.memory.mined_queries import store_queries
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-MIN_WORDS = 4
-MAX_RELEVANT = 12  # a query with more answers says nothing about ranking
-MAX_TITLES = 200
 MIN_QUERIES = 20
 ROUNDS = 3
-
-_COMMIT = re.compile(r"git\s+(?:-\S+\s+\S+\s+)*commit\b(.*)", re.DOTALL)
-_MESSAGE = re.compile(
-    r"(?:-\w*m|--message)[= ]*"
-    r"(?:\"?\$\(cat\s+<<-?\s*['\"]?(\w+)['\"]?\s*\n(.*?)\n\s*\1|\"((?:[^\"\\]|\\.)*)\"|'([^']*)')",
-    re.DOTALL,
-)
-
-
-class LabelledQuery(NamedTuple):
-    """A query and the doc numbers (exchanges.seq) that answer it; `kind` is "commit" or "title"."""
-
-    text: str
-    relevant: frozenset[int]
-    kind: str
 
 
 class Judged(NamedTuple):
@@ -159,68 +138,3 @@ def _mrr(queries: Sequence[Judged], weights: NDArray[np.float64]) -> float:
 
 def _is_search_half(text: str) -> bool:
     return sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
-
-
-def store_queries(con: duckdb.DuckDBPyConnection) -> list[LabelledQuery]:
-    """The queries that the store holds, each with its answers; commits first."""
-    return list(_commit_queries(con)) + list(_title_queries(con))
-
-
-def commit_subject(command: str) -> str | None:
-    """The first line of the message of a `git commit` in a shell command; None if there is none."""
-    commit = _COMMIT.search(command)
-    message = commit and _MESSAGE.search(commit.group(1))
-    if not message:
-        return None
-    text = (message.group(2) or message.group(3) or message.group(4) or "").strip()
-    return text.splitlines()[0].strip() if text else None
-
-
-def _commit_queries(con: duckdb.DuckDBPyConnection) -> Iterable[LabelledQuery]:
-    rows = con.execute(
-        """
-        SELECT e.conversation_id, e.thread, e.position, e.seq, e.user_text || ' ' || e.assistant_text, e.files::VARCHAR,
-            (SELECT list(p.data ORDER BY m.ply, p.seq, p.ordinal) FROM messages m JOIN parts p USING (message_id)
-             WHERE m.conversation_id = e.conversation_id AND m.thread = e.thread
-                AND m.ply BETWEEN e.ply_start AND e.ply_end AND p.kind = 'tool_call' AND contains(p.data, 'commit'))
-        FROM exchanges e ORDER BY 1, 2, 3"""
-    ).fetchall()
-    for _, group in groupby(rows, key=lambda r: r[:2]):
-        since: dict[int, str] = {}  # exchanges that changed files after the last commit
-        for _, _, _, seq, text, files, calls in group:
-            if any(f["action"] in ("modified", "created", "deleted") for f in orjson.loads(files)):
-                since[seq] = text
-            subjects = [s for data in calls or () for c in _commands(data) if (s := commit_subject(c))]
-            for subject in subjects:
-                answers = since or {seq: text}
-                copied = any(_plain(subject) in _plain(t) for t in (*answers.values(), text))
-                if len(subject.split()) >= MIN_WORDS and len(answers) <= MAX_RELEVANT and not copied:
-                    yield LabelledQuery(subject, frozenset(answers), "commit")
-            if subjects:
-                since = {}
-
-
-def _commands(data: str) -> list[str]:
-    """The shell commands among a tool call's arguments."""
-    arguments = orjson.loads(data)
-    if isinstance(arguments, str):
-        return [arguments]
-    value = arguments.get("command", arguments.get("cmd")) if isinstance(arguments, dict) else None
-    return [value] if isinstance(value, str) else [str(value[-1])] if isinstance(value, list) and value else []
-
-
-def _title_queries(con: duckdb.DuckDBPyConnection) -> Iterable[LabelledQuery]:
-    rows = con.execute(
-        """
-        SELECT any_value(c.title), list(e.seq), string_agg(e.user_text || ' ' || e.assistant_text, ' ')
-        FROM conversations c JOIN exchanges e USING (conversation_id) WHERE c.title IS NOT NULL
-        GROUP BY c.conversation_id HAVING count(*) <= ? ORDER BY min(e.seq) LIMIT ?""",
-        [MAX_RELEVANT, MAX_TITLES],
-    ).fetchall()
-    for title, docs, text in rows:
-        if len(title.split()) >= MIN_WORDS and _plain(title) not in _plain(text):
-            yield LabelledQuery(title, frozenset(docs), "title")
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))

@@ -14,6 +14,7 @@ pytest.importorskip("httpx", reason="the llm extra is not installed")
 pytest.importorskip("detect_secrets", reason="the llm extra is not installed")
 
 from workbench.errors import EndpointError, InputError
+from workbench.evals.asking import Budget
 from workbench.evals.judge import Judge, JudgeItem, build_messages, read_verdict
 from workbench.llm_client import OpenAIChat
 
@@ -132,7 +133,7 @@ def test_cache_resumes_and_never_serves_another_judge(server: Any) -> None:
 
 def test_the_budget_holds_and_the_rest_is_skipped(server: Any) -> None:
     server.plan([{"match": "answer-", "faults": [verdict("correct")] * 50}])
-    run = judge(server, max_tokens=4_000)
+    run = judge(server, budget=Budget(max_tokens=4_000))
     grades = [grade for _, grade in run.grade(items(40))]
     assert run.usage.tokens_in + run.usage.tokens_out <= 4_000
     skipped = [grade for grade in grades if grade.status == "skipped"]

@@ -12,16 +12,14 @@ import pytest
 from workbench.data.store import migrations
 from workbench.memory.calibrate import (
     Judged,
-    LabelledQuery,
     calibrate,
     choose_weights,
-    commit_subject,
     judge,
     save,
     search_weights,
-    store_queries,
 )
 from workbench.memory.fusion import Arm
+from workbench.memory.mined_queries import LabelledQuery, commit_subject, store_queries
 
 
 @pytest.fixture
