@@ -13,6 +13,7 @@ from workbench.memory.types import Distiller
 
 if TYPE_CHECKING:
     from workbench.data.ingest import Report
+    from workbench.evals.recall_run import Progress
     from workbench.memory.distill import DistillReport
     from workbench.memory.recall import Filters, Hit
 
@@ -134,6 +135,59 @@ def calibrate(store: StorePath = None) -> dict[str, Any]:
         with opened.transaction() as con:
             calibration.save(con, result)
         return result.as_json()
+
+
+def evaluate_recall(
+    tasks: Sequence[str],
+    store: StorePath = None,
+    *,
+    report: str | os.PathLike[str] | None = None,
+    timeout_seconds: float = 60.0,
+    retry: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Runs retrievers over recall tasks, keeps every answer in the store, and compares them.
+
+    What the store has already is not asked again; an interrupted evaluation goes on where it stopped.
+
+    Args:
+        tasks: names in workbench.evals.tasks.TASKS, or task files.
+        report: where to write the HTML report; None = nowhere.
+        timeout_seconds: for one query.
+        retry: ask again what failed before.
+        progress: called after each commit.
+        options: as of workbench.evals.recall_request.Request (split, grids, peers, retrievers, k, budget, baseline,
+            times).
+
+    Returns: {"command", "times", "tasks": one summary each, "asked", "stored": answers got now and found in the store}.
+    Raises: InputError, MissingExtra, StoreError.
+    """
+    from workbench.errors import InputError
+    from workbench.evals.recall_html import html
+    from workbench.evals.recall_report import Options, section
+    from workbench.evals.recall_request import Request
+    from workbench.evals.recall_run import run
+
+    request = Request(tasks=tasks, **options)
+    if report is not None and not Path(report).absolute().parent.is_dir():
+        raise InputError(f"The folder of {os.fspath(report)} does not exist; make it, or name another file.")
+    retrievers, loaded = request.load_retrievers(), request.load_tasks()
+    chosen = Options(request.split, request.k, request.command(), request.budget, request.baseline, times=request.times)
+    sections, asked, stored = [], 0, 0
+    for task in loaded:
+        outcome = run(
+            store, task, retrievers, split=request.split, k=request.k, timeout_seconds=timeout_seconds, retry=retry,
+            progress=progress,
+        )  # fmt: skip
+        sections.append(section(store, task, outcome, chosen))
+        asked, stored = asked + outcome.num_asked, stored + outcome.num_stored
+    if report is not None:
+        partial = Path(f"{os.fspath(report)}.partial")
+        partial.write_bytes(html(sections, chosen).encode("utf-8", "replace"))
+        partial.replace(report)
+    summaries = [section.summary for section in sections]
+    return {"command": chosen.command, "times": chosen.times, "tasks": summaries, "asked": asked, "stored": stored}
 
 
 def show(id: str, store: StorePath = None, *, neighbours: int = 1) -> dict[str, Any]:
