@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import duckdb
 import numpy as np
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from workbench.errors import InputError, NotFound
-from workbench.memory import postings
+from workbench.memory import bm25, maxscore, postings, weights
 from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
+from workbench.memory.stored_postings import Stored
 
 SCHEMA = (Path(__file__).parents[2] / "data/schema/0002_recall.sql").read_text()
 # The first words are so frequent that their Okapi idf is negative.
@@ -243,6 +246,7 @@ def test_compaction_comes_when_there_is_much_to_sort_and_changes_no_score(monkey
     assert postings.maintain(con) == []
     postings.add(con, "verbatim", "words/1", [(doc, words(rng, 9), words(rng, 9), doc - 1) for doc in range(2, 60)])
     before = ColdBm25(con, "verbatim").search("w1 w2 the alpha")
+    assert postings.maintain(con, more_follows=True) == [], "more is left unsorted while a large ingest runs"
     assert postings.maintain(con) == ["verbatim"]
     after = ColdBm25(con, "verbatim").search("w1 w2 the alpha")
     np.testing.assert_array_equal(before[0], after[0])
@@ -270,14 +274,74 @@ def test_compaction_of_many_row_groups_in_one_transaction() -> None:
 
 
 def test_a_warm_index_reads_everything_anew_after_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.memory import bm25
-
     monkeypatch.setattr(bm25, "_CHANGED_MIN", 3)
     rng, doc, (con, corpus) = random.Random(5), 1, begin()
     searcher = WarmBm25(con, "verbatim")
     for _ in range(40):
         doc = change(con, corpus, rng, doc)
         check(searcher.search("w1 w2 w3 the"), by_rank_bm25(corpus, "w1 w2 w3 the"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    variant=st.sampled_from(["okapi", "lucene"]),
+    roles=st.sampled_from([(1.0, 1.0), (1.0, 1.0), (0.5, 1.5), (0.0, 1.0), (2.0, 0.0)]),
+    window=st.booleans(),
+    ask=st.sampled_from([1e-12, 1e-7, 1.0]),  # seconds to look a document up: never read, sometimes, always read
+)
+def test_the_n_best_are_the_first_n_of_all(
+    engine: type[ColdBm25] | type[WarmBm25],
+    seed: int,
+    variant: str,
+    roles: tuple[float, float],
+    window: bool,
+    ask: float,
+) -> None:
+    rng, doc, (con, corpus) = random.Random(seed), 1, begin()
+    options = Bm25Options(variant=variant, weight_user=roles[0], weight_assistant=roles[1], window=window)  # type: ignore[arg-type]
+    with ExitStack() as patched:
+        for module, name, value in ((maxscore, "_SAMPLED", 1), (maxscore, "_WATCHED_MIN", 1), (bm25, "_LARGE", 0)):
+            patched.enter_context(mock.patch.object(module, name, value))
+        patched.enter_context(mock.patch.object(bm25, "_SOME", rng.choice([1, 3, 10_000])))
+        patched.enter_context(mock.patch.object(weights, "_FREQUENT", rng.choice([1, 10_000])))
+        patched.enter_context(mock.patch.object(weights, "_MAX_KEPT", 40))
+        for source in (weights.Held, Stored):
+            patched.enter_context(mock.patch.object(source, "read_at_seconds", return_value=(0.0, ask)))
+        searcher = engine(con, "verbatim")
+        for _ in range(6):
+            for _ in range(3):
+                doc = change(con, corpus, rng, doc)
+            query = " ".join(rng.choice(WORDS[45:]) if rng.random() < 0.7 else rng.choice(WORDS) for _ in range(6))
+            allowed = np.array(rng.sample(range(doc + 5), (doc + 5) // 2)) if rng.random() < 0.5 else None
+            # Another searcher, so that what this one has read is no help.
+            docs, scores = ColdBm25(con, "verbatim").search(query, options=options)
+            if allowed is not None:
+                kept = np.isin(docs, allowed)
+                docs, scores = docs[kept], scores[kept]
+            for n in (1, 2, 7, 1_000):
+                found = searcher.search(query, n, allowed=allowed, options=options)
+                np.testing.assert_array_equal(found[0], docs[:n])
+                np.testing.assert_array_equal(found[1], scores[:n])
+            assert len(searcher.search(query, 0, options=options)[0]) == 0
+
+
+def test_a_cold_index_finds_what_a_compaction_has_moved_since_its_last_query() -> None:
+    con, _ = begin()
+    postings.add(con, "verbatim", "words/1", [(doc, "alpha", f"beta w{doc}", None) for doc in range(1, 40)])
+    postings.compact(con, "verbatim")
+    postings.add(con, "verbatim", "words/1", [(doc, "alpha", "gamma", None) for doc in range(40, 50)])
+    with mock.patch.object(bm25, "_LARGE", 0), mock.patch.object(bm25, "_SOME", 1_000):
+        searcher = ColdBm25(con, "verbatim")
+        allowed = np.array([3, 45])
+        first = searcher.search("alpha beta", 5, allowed=allowed)
+        postings.compact(con, "verbatim")
+        second = searcher.search("alpha beta", 5)
+        assert first[0].tolist() == [3, 45]
+        wanted = WarmBm25(con, "verbatim").search("alpha beta", 5)
+    np.testing.assert_array_equal(second[0], wanted[0])
+    np.testing.assert_array_equal(second[1], wanted[1])
 
 
 def test_mistakes_are_named() -> None:
