@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -134,8 +135,8 @@ class OurIndex:
         start = time.process_time()
         hits: list[tuple[str, float]] = []
         if found:
-            query = recall.Query(text, k=k, fusion=self._configuration.fusion, weights=recall.DEFAULT_WEIGHTS)
-            docs, scores = recall._fuse(self._corpus.con, query, found, self._corpus.arms)
+            query = recall.Query(text, k=k, fusion=self._configuration.fusion, layer=self._configuration.layer)
+            docs, scores = recall.fuse(self._corpus.arms, query, found, recall.DEFAULT_WEIGHTS[query.layer])
             ids = self._corpus.ids
             hits = [(ids[doc], score) for doc, score in zip(docs[:k].tolist(), scores[:k].tolist(), strict=True)]
         self.query_ms = spent + (time.process_time() - start) * 1000
@@ -223,10 +224,13 @@ class Corpus:
             collector = FileCollector()
             collector.add_text(user)
             collector.add_text(assistant)
+            for path in document.files:
+                collector.add_tool("Edit", {"file_path": path})
             files = json.dumps([{"path": f.path, "action": f.action} for f in collector.files()])
             tokens = count_tokens(user) + count_tokens(assistant)
-            rows.append((doc, document.id, cid, "", position, position, position, "task", None, None, user, assistant,
-                         files, "[]", tokens, digest(user, assistant)))  # fmt: skip
+            started = _microseconds(document.time)
+            rows.append((doc, document.id, cid, "", position, position, position, "task", started, None, user,
+                         assistant, files, "[]", tokens, digest(user, assistant)))  # fmt: skip
         threads = dict.fromkeys(cid for cid, _ in place.values())
         with self.store.transaction() as con:
             insert_rows(con, "conversations", _CONVERSATIONS, [(c, "task", c, "task", "task", 1, 1) for c in threads])
@@ -348,6 +352,15 @@ _CONVERSATIONS: dict[str, Kind] = {
     "conversation_id": "valid", "format": "valid", "session_id": "valid", "source_id": "valid", "path": "valid",
     "first_seq": "int", "num_messages": "int",
 }  # fmt: skip
+
+
+def _microseconds(time: str) -> int | None:
+    """Since the epoch, of an ISO time (without a zone: UTC); None for what is none."""
+    try:
+        at = datetime.fromisoformat(time)
+    except ValueError:
+        return None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)
 
 
 def installed(*packages: str) -> dict[str, str]:

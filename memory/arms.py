@@ -13,6 +13,7 @@ from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
 from workbench.memory.embedding import SENTENCE_TRANSFORMERS, Embedder, get_embedder
 from workbench.memory.fusion import Arm
 from workbench.memory.index import VERBATIM
+from workbench.memory.named import date_scores, speaker_of, speaker_scores
 from workbench.memory.postings import fetch, find_layer
 from workbench.memory.vectors import current_model
 
@@ -53,15 +54,16 @@ class Arms:
         options = PLAIN if layer == VERBATIM else DISTILLED
         return self._bm25[layer].search(text, n, allowed=allowed, options=replace(options, window=window))
 
-    def priors(self, found: dict[str, Arm]) -> dict[str, Arm]:
+    def priors(self, found: dict[str, Arm], text: str) -> dict[str, Arm]:
         """What speaks for a candidate beside its own words: "session", the best keyword score (of each layer) in its
-        conversation, and "edited", that it changed files.
+        conversation; "edited", that it changed files; "speaker" and "date", that the query names its speaker or time.
         """
         docs = np.unique(np.concatenate([docs for docs, _ in found.values()]))
         rows = fetch(
             self.store.con,
             "SELECT seq, hash(conversation_id) AS conversation, "
-            "files LIKE '%\"modified\"%' OR files LIKE '%\"created\"%' AS edited "
+            "files LIKE '%\"modified\"%' OR files LIKE '%\"created\"%' AS edited, "
+            "left(user_text, 130) AS beginning, coalesce(epoch_us(started_at), 0) AS started_us "
             "FROM exchanges WHERE seq IN (SELECT unnest($1::BIGINT[])) ORDER BY seq",
             [docs],
         )
@@ -76,6 +78,10 @@ class Arms:
         edited = docs[rows["edited"]]
         if len(edited):
             arms["edited"] = (edited, np.ones(len(edited)))
+        speakers = [speaker_of(beginning) for beginning in rows["beginning"]]
+        for name, scores in (("speaker", speaker_scores(text, speakers)), ("date", date_scores(text, _days(rows)))):
+            if scores.any():
+                arms[name] = (docs, scores)
         return arms
 
     def vector(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None) -> Arm:
@@ -92,3 +98,9 @@ class Arms:
                 self._embedder = get_embedder(con, model)
             self._query, self._vector = (model, text), self._embedder.embed([text])[0]
         return self._dense[layer, model].search(self._vector, n, allowed=allowed)
+
+
+def _days(rows: dict[str, NDArray]) -> list[str]:
+    """ISO dates of the candidates, "" where the time is not known."""
+    days = rows["started_us"].astype("datetime64[us]").astype("datetime64[D]").astype(str)
+    return [day if us else "" for day, us in zip(days.tolist(), rows["started_us"].tolist(), strict=True)]

@@ -8,7 +8,7 @@ store and keeps them in its settings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,8 +112,11 @@ def recall(store: Store, query: Query, arms: Arms | None = None) -> list[Hit]:
     allowed = _allowed(con, query.filters) if query.filters else None
     if allowed is not None and not len(allowed):
         return []
-    found = find(arms, query, distiller, allowed)
-    docs, scores = _fuse(con, query, found, arms)
+    calibrated = calibrated_weights(con) if query.layer == "both" else None
+    weights = query.weights or calibrated or DEFAULT_WEIGHTS[query.layer]
+    without = {name for name, weight in weights.items() if not weight} if query.fusion in ("combsum", "rrf") else set()
+    found = find(arms, query, distiller, allowed, without)
+    docs, scores = fuse(arms, query, found, weights)
     return _hits(con, query, distiller, docs[: query.k], scores[: query.k], found)
 
 
@@ -123,41 +126,66 @@ def main_distiller(con: duckdb.DuckDBPyConnection) -> str | None:
     return row[0] if row else None
 
 
-def find(arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None = None) -> dict[str, Arm]:
-    """The scored documents of each arm that the mode and the layer ask for; empty arms are left out."""
+def find(
+    arms: Arms, query: Query, distiller: str | None, allowed: NDArray[np.int64] | None = None,
+    without: Set[str] = frozenset(),
+) -> dict[str, Arm]:  # fmt: skip
+    """The scored documents of each arm that the mode and the layer ask for; empty arms are left out.
+
+    Args: without: names of arms that are not needed.
+    """
     layers = {"verbatim": index.VERBATIM}
     if distiller:
         layers["distilled"] = index.distilled(distiller)
     chosen = layers if query.layer == "both" else {k: v for k, v in layers.items() if k == query.layer}
+    mechanisms = {"keyword": ("keyword", "window"), "vector": ("vector",)}.get(
+        query.mode, ("keyword", "window", "vector")
+    )
     found: dict[str, Arm] = {}
     for short, layer in chosen.items():
-        if query.mode != "vector":
-            found[f"keyword:{short}"] = arms.keyword(layer, query.text, CANDIDATES, allowed)
-            found[f"window:{short}"] = arms.keyword(layer, query.text, CANDIDATES, allowed, window=True)
-        if query.mode != "keyword":
-            found[f"vector:{short}"] = arms.vector(layer, query.text, CANDIDATES, allowed)
+        for mechanism in mechanisms:
+            if (name := f"{mechanism}:{short}") in without:
+                continue
+            if mechanism == "vector":
+                found[name] = arms.vector(layer, query.text, CANDIDATES, allowed)
+            else:
+                found[name] = arms.keyword(layer, query.text, CANDIDATES, allowed, window=mechanism == "window")
     return {name: arm for name, arm in found.items() if len(arm[0])}
 
 
-#: Where a store was not calibrated. Chosen on the tuning half of the development queries: benchmarks/recall_quality.py.
-#: The last three are priors that only calibration switches on: what they are worth differs most between stores.
-DEFAULT_WEIGHTS = {
-    "keyword:verbatim": 1.0, "window:verbatim": 0.2, "vector:verbatim": 0.3,
-    "keyword:distilled": 0.75, "window:distilled": 0.15, "vector:distilled": 0.25,
-    "session:verbatim": 0.0, "session:distilled": 0.0, "edited": 0.0,
+#: Arms that score candidates of the other arms by what is known of them.
+PRIORS = ("session:verbatim", "session:distilled", "edited", "speaker", "date")
+#: By layer, where a store was not calibrated: what an arm is worth depends on what stands beside it. Chosen on the
+#: tuning halves of two corpora (benchmarks/results/recall_study.md). Which files an exchange changed is a field of its
+#: memory: a search of the verbatim layer alone does without.
+DEFAULT_WEIGHTS: dict[str, dict[str, float]] = {
+    "verbatim": {
+        "keyword:verbatim": 0.25, "window:verbatim": 0.5, "vector:verbatim": 0.5, "session:verbatim": 0.75,
+        "edited": 0.0, "speaker": 0.6, "date": 2.0,
+    },
+    "distilled": {
+        "keyword:distilled": 0.25, "window:distilled": 0.5, "vector:distilled": 0.5, "session:distilled": 0.5,
+        "edited": 0.5, "speaker": 0.6, "date": 2.0,
+    },
+    "both": {
+        "keyword:verbatim": 0.25, "window:verbatim": 0.5, "vector:verbatim": 0.25, "session:verbatim": 0.5,
+        "keyword:distilled": 0.25, "window:distilled": 0.0, "vector:distilled": 0.25, "session:distilled": 0.1,
+        "edited": 0.5, "speaker": 0.6, "date": 2.0,
+    },
 }  # fmt: skip
 
 
-def _fuse(con: duckdb.DuckDBPyConnection, query: Query, found: dict[str, Arm], arms: Arms) -> Arm:
+def fuse(arms: Arms, query: Query, found: dict[str, Arm], weights: Mapping[str, float]) -> Arm:
+    """One list of what the arms found, best first, as the query's fusion says; priors join where they have weight."""
     if not found:
         return np.empty(0, np.int64), np.empty(0)
     if query.fusion == "card":
         return _fuse_as_card(found)
     if query.fusion == "combmnz":
         return fusion.comb_mnz(list(found.values()))
-    weights = query.weights or calibrated_weights(con) or DEFAULT_WEIGHTS
-    if any(weights.get(name) for name in ("session:verbatim", "session:distilled", "edited")):
-        found |= arms.priors(found)
+    # Ranks would make an order of equal priors.
+    if query.fusion == "combsum" and any(weights.get(name) for name in PRIORS):
+        found = found | arms.priors(found, query.text)
     used = {name: arm for name, arm in found.items() if weights.get(name)} or found
     values = [weights.get(name) or 1.0 for name in used]
     if query.fusion == "combsum":

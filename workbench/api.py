@@ -129,9 +129,9 @@ def calibrate(store: StorePath = None) -> dict[str, Any]:
 
         def search(text: str) -> dict[str, Any]:
             found = find(arms, Query(text), distiller)
-            return {**found, **arms.priors(found)} if found else {}
+            return {**found, **arms.priors(found, text)} if found else {}
 
-        result = calibration.calibrate(opened.con, search, DEFAULT_WEIGHTS)
+        result = calibration.calibrate(opened.con, search, DEFAULT_WEIGHTS["both"])
         with opened.transaction() as con:
             calibration.save(con, result)
         return result.as_json()

@@ -28,13 +28,13 @@ def load(corpus_path: Path | None = None, queries_path: Path | None = None) -> R
             raise row.error(f"exchange {at} of session {session!r} stands after exchange {last_at[session]}")
         document = Document(
             row.new_id("id", seen), row.get("user", str), row.get("assistant", str), scope, latest.get(session),
-            row.get("ts", str),
+            row.get("ts", str), tuple(row.texts("files") if "files" in row.fields else ()),
         )  # fmt: skip
         latest[session], last_at[session] = document.id, at
         documents.append(document)
     known = {document.id for document in documents}
     queries = [_query(row, known) for row in read_jsonl(queries_path or shared_data("agentlog_queries_dev.jsonl"))]
-    return RecallTask("agentlog", "1", tuple(documents), tuple(queries), licence="MIT")
+    return RecallTask("agentlog", "2", tuple(documents), tuple(queries), licence="MIT")
 
 
 def _query(row: Row, known: set[str]) -> Query:

@@ -37,6 +37,7 @@ class Document:
         scope: the corpus it belongs to; a query sees its own scope only.
         previous: id of the document before it in the same thread.
         time: ISO 8601, or as the source writes it; "" if unknown.
+        files: paths that it changed, where the source records them.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Document:
     scope: str = ""
     previous: str | None = None
     time: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

@@ -17,6 +17,7 @@ Verified by: tests/evals/test_own_logs.py.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter, defaultdict
@@ -55,6 +56,7 @@ class _Exchange(NamedTuple):
     user: str
     assistant: str
     time: str
+    files: tuple[str, ...]
 
 
 def build(
@@ -231,7 +233,8 @@ def _documents(exchanges: Sequence[_Exchange], left_out: set[int]) -> tuple[Docu
     for e in exchanges:
         if e.seq not in left_out:
             thread = (e.conversation, e.thread)
-            documents.append(Document(e.id, e.user, e.assistant, previous=latest.get(thread), time=e.time))
+            before = latest.get(thread)
+            documents.append(Document(e.id, e.user, e.assistant, previous=before, time=e.time, files=e.files))
             latest[thread] = e.id
     return tuple(documents)
 
@@ -253,7 +256,11 @@ def _query(query: _Kept, exchanges: Sequence[_Exchange], left_out: set[int]) -> 
 def _exchanges(con: duckdb.DuckDBPyConnection) -> list[_Exchange]:
     rows = con.execute(
         "SELECT seq, exchange_id, conversation_id, thread, user_text, assistant_text, "
-        "coalesce(strftime(make_timestamp(epoch_us(started_at)), '%Y-%m-%dT%H:%M:%S'), '') FROM exchanges "
+        "coalesce(strftime(make_timestamp(epoch_us(started_at)), '%Y-%m-%dT%H:%M:%S'), ''), files FROM exchanges "
         "ORDER BY conversation_id, thread, position"
     ).fetchall()
-    return [_Exchange(*row) for row in rows]
+    return [_Exchange(*row, files=_changed(files)) for *row, files in rows]  # pyright: ignore
+
+
+def _changed(files: str) -> tuple[str, ...]:
+    return tuple(file["path"] for file in json.loads(files) if file["action"] in ("modified", "created"))

@@ -29,7 +29,7 @@ from workbench.evals.templates import template_mark
 
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "task": ("kind", "name", "version", "relevant_from", "licence", "notes"),
-    "document": ("kind", "id", "user", "assistant", "scope", "previous", "time"),
+    "document": ("kind", "id", "user", "assistant", "scope", "previous", "time", "files"),
     "query": (
         "kind", "id", "text", "relevance", "relevant", "scope", "category", "cluster", "answer", "literal",
     ),
@@ -104,7 +104,8 @@ def _rows(task: RecallTask) -> Iterator[dict[str, Any]]:
         head["relevant_from"] = task.relevant_from
     yield head | _given({"licence": task.licence, "notes": dict(task.notes)})
     for d in task.documents:
-        more = {"assistant": d.assistant, "scope": d.scope, "previous": d.previous, "time": d.time}
+        more = {"assistant": d.assistant, "scope": d.scope, "previous": d.previous, "time": d.time,
+                "files": list(d.files)}  # fmt: skip
         yield {"kind": "document", "id": d.id, "user": d.user} | _given(more)
     for q in task.queries:
         marked = {"literal": any(template_mark(text) for text in (q.text, q.answer))}
@@ -139,6 +140,7 @@ def _document(row: Row, before: Mapping[str, Document]) -> Document:
     document = Document(
         id=row.words("id"), user=row.get("user", str), assistant=_text(row, "assistant"), scope=_text(row, "scope"),
         previous=None if row.fields.get("previous") is None else row.get("previous", str), time=_text(row, "time"),
+        files=tuple(row.texts("files")) if "files" in row.fields else (),
     )  # fmt: skip
     if document.id in before:
         raise row.error(f"the document {document.id!r} comes twice")

@@ -137,3 +137,26 @@ def test_quoted_text_cannot_pass_for_ours(tmp_path: Path) -> None:
 def test_bad_queries_name_the_argument(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         Query("text", **bad)  # type: ignore[arg-type]
+
+
+def test_a_named_speaker_and_a_named_day_decide_between_equal_words(tmp_path: Path) -> None:
+    """Two people say the same on two days: the words cannot tell their turns apart, the query's name and date can."""
+    path = tmp_path / "store.duckdb"
+    for day in (3, 17):
+        said = [
+            (f"{name}: I spent the whole afternoon thinking about {topic} and what it means to me", "I see.")
+            for name in ("Dana", "Omar")
+            for topic in ("the bakery", "the violin lessons", "a new bicycle")
+        ]
+        write_log(tmp_path / f"day{day}.jsonl", said)
+        workbench.ingest([tmp_path / f"day{day}.jsonl"], path)
+    with Store(path) as store, store.transaction() as con:  # as an importer of a format with times would have it
+        con.execute(
+            "UPDATE exchanges SET started_at = make_timestamptz(2023, 5, CASE WHEN conversation_id IN (SELECT "
+            "conversation_id FROM conversations WHERE session_id LIKE 'day17%') THEN 17 ELSE 3 END, 10, 0, 0, 'UTC')"
+        )
+    for name in ("Dana", "Omar"):
+        hits = workbench.recall(f"What did {name} think about the bakery on 17 May 2023?", path, k=1)
+        assert hits[0].asked.startswith(f"{name}: ")
+        assert "the bakery" in hits[0].asked
+        assert (hits[0].started_at or "").startswith("2023-05-17")
