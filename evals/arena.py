@@ -11,7 +11,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from workbench.errors import InputError
 from workbench.evals.stats import holm, paired_randomisation
 from workbench.policies.lm.episodes import encode, local_writer, roll_out
 from workbench.policies.lm.rollout import Rollout
-from workbench.policies.lm.run import Settings, run_method
+from workbench.policies.lm.run import run_method
+from workbench.policies.lm.settings import Settings
 from workbench.policies.nouns import Method
 from workbench.policies.tasks import Environment, Task
 
@@ -97,16 +98,15 @@ def fight(
         for name, result in results.items():
             told(f"seed {ring.seed}: {name}")
             before = time.process_time()
-            model = ring.start if name == "start" else _trained(ring, methods[name], settings)
+            model = ring.start if name == "start" else train(ring, methods[name], settings)
             result.cpu_seconds.append(time.process_time() - before)
             result.rewards.append(judge(model, ring, settings.max_completion_tokens))
             told(f"seed {ring.seed}: {name} {result.by_seed[-1]:.3f}")
     return list(results.values())
 
 
-def _trained(ring: Ring, method: Method, settings: Settings) -> Any:
-    from dataclasses import replace
-
+def train(ring: Ring, method: Method, settings: Settings) -> Any:
+    """A copy of the ring's start, trained by the method with the ring's seed."""
     with tempfile.TemporaryDirectory() as folder:
         return run_method(
             copy.deepcopy(ring.start), ring.tokenizer, method, ring.train, replace(settings, seed=ring.seed),

@@ -1,4 +1,4 @@
-"""demo: the whole main job in one command, on logs that come with the package."""
+"""demo, demo-train: the two halves of the main job, each in one command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, table
+from workbench.cli.output import Json, number, print_json, progress, table
+from workbench.errors import MissingExtra
 
 
 @app.command()
@@ -24,6 +25,40 @@ def demo(
     store = folder / "demo.duckdb"
     result = main_job.run(store)
     print_json(result) if json else _print(result, store)
+
+
+@app.command("demo-train")
+def demo_train(
+    folder: Annotated[Path, typer.Option(help="Where the demo's store goes.")] = Path("demo-out"),
+    seeds: Annotated[int, typer.Option(min=1, help="Maps, teachers and students to compare over.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Of each method.")] = 200,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="Of the teacher's own training.")] = 400,
+    json: Json = False,
+) -> None:
+    """Train a teacher, store its rollouts, let three methods train a student, and say which won. On a CPU, in minutes."""
+    from importlib.util import find_spec
+
+    if find_spec("trl") is None:
+        raise MissingExtra("demo-train needs trl, which is not installed", "train")
+    from workbench import demo_train as training
+
+    with progress(quiet=json) as say:
+        result = training.run(folder / "demo-train.duckdb", range(seeds), say, steps, teacher_steps)
+    if json:
+        print_json(result)
+        return
+    rows = []
+    for row in result["rows"]:
+        low, high = row["ci95"]
+        against = "baseline"
+        if "difference" in row:
+            worse, better = row["difference_ci95"]
+            against = f"{row['difference']:+.3f} [{worse:+.3f}, {better:+.3f}], p {row['p_holm']:.2g}"
+        rows.append((row["method"], f"{row['mean']:.3f} [{low:.3f}, {high:.3f}]", against, f"{row['cpu_seconds']:.0f}"))
+    table(f"Success on unseen pairs of rooms, {seeds} seeds, 95 % intervals; p corrected by Holm", rows,
+          ("method", "success", f"against {result['baseline']}", "CPU s"))  # fmt: skip
+    typer.echo(f"Winner: {result['winner']}. {result['rollouts_stored']} rollouts are in {result['store']}.")
+    typer.echo("Next: `workbench methods`, `workbench methods show gkd`")
 
 
 def _print(result: dict[str, Any], store: Path) -> None:
