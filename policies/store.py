@@ -65,16 +65,17 @@ def pass_rates(con: duckdb.DuckDBPyConnection, policy: str, task_ids: Sequence[s
 def save_rollouts(
     con: duckdb.DuckDBPyConnection, policy: str, rollouts: Sequence[Rollout], texts: Sequence[str], *,
     model_version: str, tokenizer: str, sampling: Mapping[str, Any], verified: str | None = None,
-    run_id: str | None = None, step: int | None = None,
+    run_id: str | None = None, step: int | None = None, first_sample: int = 0,
 ) -> int:  # fmt: skip
     """Adds the rollouts that the store does not have; returns how many.
 
-    Args: texts: the completions decoded; the other names as the columns of `rollouts`.
+    Args: texts: the completions decoded; first_sample: number of each task's first rollout here, where it has earlier
+        ones; the other names as the columns of `rollouts`.
     """
     samples: dict[str, int] = {}
     numbers = []
     for rollout in rollouts:
-        numbers.append(samples.setdefault(rollout.task_id, 0))
+        numbers.append(samples.setdefault(rollout.task_id, first_sample))
         samples[rollout.task_id] += 1
     ids = [
         digest("rollout", r.task_id, policy, model_version, tokenizer, str(step), str(n), json.dumps(r.completion_ids))
@@ -96,16 +97,22 @@ def save_rollouts(
 
 
 def load_rollouts(
-    con: duckdb.DuckDBPyConnection, policy: str, task_ids: Sequence[str], tokenizer: str
-) -> dict[str, list[Rollout]]:
-    """Task -> a policy's rollouts, in the order of sample and id. What another tokenizer wrote is left out."""
+    con: duckdb.DuckDBPyConnection, policy: str, task_ids: Sequence[str], tokenizer: str, *,
+    model_version: str | None = None, sampling: Mapping[str, Any] | None = None,
+) -> dict[str, list[Rollout]]:  # fmt: skip
+    """Task -> a policy's rollouts, in the order of sample and id. What another tokenizer wrote is left out.
+
+    Args: model_version, sampling: only what was written by these weights, and with these settings; None = any.
+    """
     from workbench.policies.lm.rollout import Rollout
 
+    settings = None if sampling is None else json.dumps(dict(sampling), sort_keys=True)
     rows = con.execute(
         "SELECT task_id, prompt_ids, completion_ids, mask, logprobs, reward FROM rollouts "
         "WHERE policy = ? AND tokenizer = ? AND task_id IN (SELECT unnest(?::VARCHAR[])) "
+        "AND model_version = coalesce(?, model_version) AND sampling::VARCHAR = coalesce(?, sampling::VARCHAR) "
         "ORDER BY task_id, sample, rollout_id",
-        [policy, tokenizer, list(task_ids)],
+        [policy, tokenizer, list(task_ids), model_version, settings],
     ).fetchall()
     found: dict[str, list[Rollout]] = {}
     for row in rows:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.policies.lm.episodes import encode
-from workbench.policies.lm.rollout import Rollout
 from workbench.policies.tasks import Task
+
+if TYPE_CHECKING:
+    from workbench.policies.lm.rollout import Rollout
 
 MOVES = {"N": (0, -1), "E": (1, 0), "S": (0, 1), "W": (-1, 0)}
 
@@ -122,6 +123,9 @@ class Rooms:
         self, tokenizer: Any, tasks: list[Task], rng: random.Random, noise: float = 0.0, each: int = 1
     ) -> dict[str, list[Rollout]]:
         """The expert's walks as rollouts: `each` for every task; a random move is context, never a target."""
+        from workbench.policies.lm.episodes import encode  # brings torch, which the game itself does without
+        from workbench.policies.lm.rollout import Rollout
+
         found: dict[str, list[Rollout]] = {}
         for task in tasks:
             prompt = encode(tokenizer, task.prompt("prompt"))

@@ -47,7 +47,8 @@ class LmTrainer(DistillationTrainer):
         models: role name -> frozen model, for roles whose origin is "given".
         stored: policy name -> task id -> rollouts.
         environment: for multi-turn tasks.
-        keep: called with (segment, policy, rollouts) for what was freshly written; None = it is not kept.
+        keep: called with (segment, policy, rollouts) for what was freshly written (their meta says phase and step);
+            None = it is not kept.
 
     Raises: InputError if a given role's model is missing, or nothing is left to train on.
     """
@@ -71,6 +72,7 @@ class LmTrainer(DistillationTrainer):
                 f"rollout of every stored policy ({', '.join(sorted(_policies(phase))) or 'none is needed'})."
             )
         self._tasks = usable
+        self._check_scores()
         step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         if len(usable) < step_size:
             raise InputError(
@@ -131,6 +133,29 @@ class LmTrainer(DistillationTrainer):
                 return False
         return True
 
+    def _check_scores(self) -> None:
+        """Raises InputError where a phase would learn from stored scores that are not there, or not what it takes."""
+        where = f"Phase {self.phase.name!r}"
+        for term in self.phase.terms:
+            if getattr(term, "teacher", None) != "stored":
+                continue
+            segment, temperature = getattr(term, "segment", "main"), getattr(term, "temperature", 1.0)
+            for part in _parts(self.phase.sources[segment]):
+                if not isinstance(part, Stored) or part.with_scores is None:
+                    raise InputError(
+                        f"{where}: a term reads stored scores, and the segment {segment!r} comes from {part}, which "
+                        "has none. Take Stored(policy, with_scores=NAME), or a teacher that is a role."
+                    )
+            if temperature != 1:
+                raise InputError(
+                    f"{where}: stored scores are at temperature 1, and a term asks for {temperature:g}; a top-k cannot "
+                    "be tempered, because its tail is not known. Take temperature 1, or a teacher that is a role."
+                )
+        for source in self.phase.sources.values():
+            for part in _parts(source):
+                if isinstance(part, Stored) and part.with_scores is not None:
+                    _check_scored(part, [r for task in self._tasks for r in self._stored[part.policy][task.id]])
+
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         accumulation = self.args.gradient_accumulation_steps
         step_size = self.args.per_device_train_batch_size * self.accelerator.num_processes * accumulation
@@ -171,6 +196,8 @@ class LmTrainer(DistillationTrainer):
         if isinstance(source, Fresh):
             rollouts = self._write(source.role, tasks)
             if self._keep:
+                for rollout in rollouts:
+                    rollout.meta |= {"phase": self.phase.name, "step": self.state.global_step}
                 self._keep(segment, source.role, rollouts)
             return rollouts
         found = [self._stored[source.policy][task.id] for task in tasks]
@@ -294,13 +321,30 @@ def _call(function: Any, *arguments: Any) -> Any:
     return function(*arguments)
 
 
+def _parts(source: Source) -> tuple[Stored | Fresh, ...]:
+    return (source.first, source.second) if isinstance(source, Mixed) else (source,)
+
+
 def _policies(phase: Phase) -> set[str]:
-    parts = [
-        part
-        for source in phase.sources.values()
-        for part in ((source.first, source.second) if isinstance(source, Mixed) else (source,))
-    ]
+    parts = [part for source in phase.sources.values() for part in _parts(source)]
     return {part.policy for part in parts if isinstance(part, Stored)}
+
+
+def _check_scored(source: Stored, rollouts: Sequence[Rollout]) -> None:
+    """Raises InputError unless all rollouts have scores of the teacher that the source names, of one k."""
+    lacking = [r for r in rollouts if r.scores is None or r.meta.get("scores_of") != source.with_scores]
+    sizes = {r.scores.ids.shape[1] for r in rollouts if r.scores is not None}
+    if lacking or len(sizes) > 1:
+        why = (
+            f"{len(lacking)} of {len(rollouts)} stored rollouts of the policy {source.policy!r} (one is of task "
+            f"{lacking[0].task_id!r}) have no scores of the teacher {source.with_scores!r}"
+            if lacking
+            else f"the scores of the rollouts of {source.policy!r} list {' or '.join(map(str, sorted(sizes)))} words"
+        )
+        raise InputError(
+            f"{why[0].upper()}{why[1:]}. Make them, all with one k: "
+            f"workbench.policies.lm.scoring.attach(con, teacher, {source.with_scores!r}, rollouts)."
+        )
 
 
 def _fingerprint(model: Any) -> list[tuple[float, float]]:

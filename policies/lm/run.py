@@ -44,7 +44,8 @@ def run_method(
     Raises: InputError for what cannot be trained, TrainingError if nothing moved, Interrupted after Ctrl-C.
     """
     student = _with_lora(student, settings)
-    for number, phase in enumerate(method.phases(), 1):
+    phases = method.phases()
+    for number, phase in enumerate(phases, 1):
         home = folder / f"{number}-{phase.name}"
         if (home / "end.safetensors").exists():
             load_model(student, str(home / "end.safetensors"))
@@ -71,6 +72,8 @@ def run_method(
         if trainer.accelerator.is_main_process:
             _save(trained, home / "end.safetensors")
         trainer.accelerator.wait_for_everyone()
+        if watch.is_asked_to_stop and number < len(phases):
+            raise Interrupted(f"Stopped after the last step of phase {phase.name!r}; it is saved.")
     return student
 
 

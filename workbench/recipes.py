@@ -1,0 +1,311 @@
+"""Recipes: YAML files that say what `workbench train` does. Reading and checking one imports no torch.
+
+    method: gkd                     # a name of `workbench methods list`
+    config: {divergence: forward_kl}
+    student: runs/start             # a folder, {new: {hidden: 32}} or {recipe: other.yaml}
+    models: {teacher: {recipe: rooms-teacher.yaml}}
+    tasks: {split: train, limit: 60}                # or {set: of the store}, or {bench: gsm8k}
+    environment: {name: rooms, seed: 0}
+    settings: {steps: 200, batch_size: 32}
+    rollouts: {per_task: 1}
+    output: runs/rooms-gkd
+    keep_rollouts: false
+
+Folders are relative to the current folder, `recipe` to the recipe that names it. Keys that are left out have the
+defaults of their dataclass; a key or value that cannot be meant is an InputError that names its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from workbench.errors import InputError, MissingExtra
+from workbench.policies.catalog import method_module
+from workbench.policies.lm.settings import Settings
+
+#: Name -> (module, class) of an environment that brings its own tasks.
+ENVIRONMENTS = {"rooms": ("workbench.evals.environments.rooms", "Rooms")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewModel:
+    """A Llama with random weights over an environment's words."""
+
+    hidden: int = 32
+    layers: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """Where a model comes from: exactly one of the three.
+
+    Args: folder: of safetensors and a tokenizer; recipe: path of one whose result is taken (it is trained if need be).
+    """
+
+    folder: str | None = None
+    new: NewModel | None = None
+    recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.folder, self.new, self.recipe)) != 1:
+            raise InputError("A model is a folder, {new: {…}} or {recipe: FILE}: exactly one of the three.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskChoice:
+    """Which tasks are trained on: a set of the store, those of a bench, or else those of the environment.
+
+    Args:
+        set: of the store.
+        bench: a name of workbench.evals.benches; it also says how completions are judged.
+        split: train, test or all.
+        limit: so many of them, chosen by a hash of their ids; None = all.
+    """
+
+    set: str | None = None
+    bench: str | None = None
+    split: str = "train"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.set is not None and self.bench is not None:
+            raise InputError(f"set ({self.set}) and bench ({self.bench}) are two sources of tasks: name one.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit must be 1 or more, not {self.limit}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentChoice:
+    """An environment by name, with what its constructor takes."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Any:
+        """The environment."""
+        return _environment_class(self.name)(**self.options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSettings:
+    """What is written before training where the store lacks it.
+
+    Args:
+        per_task: rollouts of every stored policy that the method reads, a task.
+        temperature: of the models that write; 0 = greedy.
+        context: the prompt that they read; None = the one of their role, else "prompt".
+        any_version: also take stored rollouts of the policy's name that other weights or settings wrote.
+        tries: rollouts of the student a task, for methods that weight tasks by pass rate.
+        prior: added to the tries that were right and to those that were wrong, so that a rate of a few tries is
+            never exactly 0 or 1 (0.5 = Jeffreys); 0 = the plain share.
+        noise: share of random moves in an environment's worked answers: context, never a target.
+    """
+
+    per_task: int = 1
+    temperature: float = 1.0
+    context: str | None = None
+    any_version: bool = False
+    tries: int = 16
+    prior: float = 0.5
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("per_task", "tries"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.temperature < 0 or self.prior < 0 or not 0 <= self.noise <= 1:
+            raise InputError("temperature and prior must be 0 or more, and noise in [0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A recipe with every setting resolved.
+
+    Args: config: the method's own dataclass; models: role or policy -> model; output: folder of its runs, absolute;
+        keep_rollouts: store what is freshly written during training, as policy "<role>@<run id>".
+    """
+
+    method: str
+    config: Any
+    student: ModelSource
+    output: str
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    tasks: TaskChoice = field(default_factory=TaskChoice)
+    environment: EnvironmentChoice | None = None
+    settings: Settings = field(default_factory=Settings)
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    keep_rollouts: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Every setting by name."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file; overrides are "settings.steps=10", their values YAML.
+
+    Raises: InputError with the place of what is wrong; NotFound for an unknown method; MissingExtra without PyYAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    given = _yaml(text, str(path))
+    if not isinstance(given, dict):
+        raise InputError(f"{path} must hold keys and values (method: …), not {given!r:.80}.")
+    given = copy.deepcopy(given)  # YAML anchors share what an override must not change twice
+    for override in overrides:
+        _set(given, override)
+    return parse(given, path.parent)
+
+
+def parse(given: Mapping[str, Any], folder: str | Path = ".") -> Recipe:
+    """A recipe from plain values; `recipe:` paths are relative to the folder. Raises as `read`."""
+    _check_keys(given, [f.name for f in fields(Recipe)], "")
+    for name in ("method", "student", "output"):
+        if name not in given:
+            raise InputError(f"The recipe has no {name!r}. {'' if name != 'output' else 'Name a folder for its runs.'}")
+    method = _value(str, given["method"], "method")
+    values: dict[str, Any] = {
+        "method": method,
+        "config": _build(method_module(method).METHOD, given.get("config") or {}, "config"),
+        "student": _model(given["student"], "student", Path(folder)),
+        "output": str(Path(_value(str, given["output"], "output")).expanduser().absolute()),
+    }
+    models = given.get("models") or {}
+    if not isinstance(models, Mapping):
+        raise InputError(f"models must name a model for each role (models: {{teacher: FOLDER}}), not {models!r}.")
+    values["models"] = {str(name): _model(one, f"models.{name}", Path(folder)) for name, one in models.items()}
+    if given.get("environment") is not None:
+        values["environment"] = _environment(given["environment"])
+    for name, cls in (("tasks", TaskChoice), ("settings", Settings), ("rollouts", RolloutSettings)):
+        values[name] = _build(cls, given.get(name) or {}, name)
+    values["keep_rollouts"] = _value(bool, given.get("keep_rollouts", False), "keep_rollouts")
+    _check_tasks(values["tasks"], values.get("environment"))
+    return Recipe(**values)
+
+
+def _check_tasks(tasks: TaskChoice, environment: EnvironmentChoice | None) -> None:
+    if tasks.bench is None and tasks.set is None and environment is None:
+        raise InputError("The recipe names no tasks: give tasks.set (of the store), tasks.bench, or an environment.")
+    if tasks.bench is None:
+        return
+    from workbench.evals.benches import BENCHES
+
+    if tasks.bench not in BENCHES:
+        near = get_close_matches(tasks.bench, BENCHES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BENCHES)}."
+        raise InputError(f"tasks.bench: there is no bench {tasks.bench!r}; {hint}")
+    if environment is not None:
+        raise InputError(
+            f"The bench {tasks.bench!r} brings its own environment where it has one: leave out `environment`."
+        )
+
+
+def _yaml(text: str, place: str) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Recipes need the package PyYAML", "train") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _set(given: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all((*parents, last)):
+        raise InputError(f"An override is KEY=VALUE, for example settings.steps=10, not {override!r}.")
+    at = given
+    for name in parents:
+        if at.get(name) is None:
+            at[name] = {}
+        at = at[name]
+        if not isinstance(at, dict):
+            raise InputError(f"{override!r}: {name!r} is {at!r} in the recipe, which has nothing inside to change.")
+    at[last] = _yaml(text, override)
+
+
+def _model(given: Any, place: str, folder: Path) -> ModelSource:
+    if isinstance(given, str):
+        return ModelSource(folder=given)
+    source = _build(ModelSource, given, place)
+    if source.recipe is None:
+        return source
+    return ModelSource(recipe=str((folder / Path(source.recipe).expanduser()).absolute()))
+
+
+def _environment(given: Any) -> EnvironmentChoice:
+    options = {"name": given} if isinstance(given, str) else given
+    if not isinstance(options, Mapping) or "name" not in options:
+        raise InputError(f"environment must have a name, for example {{name: rooms, seed: 0}}, not {given!r}.")
+    name = _value(str, options["name"], "environment.name")
+    cls = _environment_class(name)
+    parameters = inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__)
+    _check_keys(options, ["name", *parameters], "environment")
+    chosen = {key: _value(hints[key], value, f"environment.{key}") for key, value in options.items() if key != "name"}
+    return EnvironmentChoice(name=name, options={key: p.default for key, p in parameters.items()} | chosen)
+
+
+def _environment_class(name: str) -> Any:
+    if name not in ENVIRONMENTS:
+        raise InputError(f"environment.name: there is no environment {name!r}; there are {', '.join(ENVIRONMENTS)}.")
+    module, cls = ENVIRONMENTS[name]
+    return getattr(import_module(module), cls)
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+            raise InputError(f"Unknown key {f'{place}.{key}' if place else str(key)!r}; {hint}")
+
+
+def _build(cls: Any, given: Any, place: str) -> Any:
+    """A dataclass from plain values, with the place in every error."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{place} must hold keys and values, not {given!r}.")
+    _check_keys(given, [f.name for f in fields(cls)], place)
+    for f in fields(cls):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in given:
+            raise InputError(f"{place}.{f.name} is missing.")
+    hints = get_type_hints(cls)
+    values = {key: _value(hints[key], value, f"{place}.{key}") for key, value in given.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
+    """The value as its type; nothing is converted but what YAML cannot write."""
+    inner = next((one for one in get_args(hint) if is_dataclass(one)), hint)
+    if is_dataclass(inner):
+        return None if value is None and inner is not hint else _build(inner, value, place)
+    if isinstance(value, str) and float in (hint, *get_args(hint)):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 as a text: it wants 1.0e-4
+            value = float(value)
+    try:
+        # as JSON, because there a tuple can be written, and strict, so that "10" is no number and true is no 1
+        return TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([place, *(str(part) for part in first["loc"] if isinstance(part, int))])
+        raise InputError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}.") from error
