@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli import eval_task_commands
+from workbench.cli import bench_command, eval_task_commands
 from workbench.cli.app import app
 from workbench.cli.output import Json, number, print_json, progress, table
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 group = typer.Typer(no_args_is_help=True, help="Measure recall, on public tasks and on your own logs.")
 app.add_typer(group, name="eval")
 eval_task_commands.register(group)
+bench_command.register(group)
 
 
 @group.command()
