@@ -71,7 +71,7 @@ def main() -> None:
         "# Which method wins on rooms", "",
         f"`python benchmarks/bench_rooms.py --seeds {seeds}` · {date.today()} · {platform.machine()}, one thread, "
         f"torch {torch.__version__}; difference and p (Holm) against {BASELINE}", "",
-        f"| method | success, seeds {seeds} | mean [95 %] | difference [95 %] | p | CPU s |", "|---|---|---|---|---|---|",
+        f"| method | success, seeds {seeds} | mean [95 %] | difference [95 %] | p | CPU s |", "|---" * 6 + "|",
     ]  # fmt: skip
     for row in rows:
         by_seed = " · ".join(f"{value:.3f}" for value in row["by_seed"])

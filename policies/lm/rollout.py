@@ -95,7 +95,7 @@ def collate(
 def _collate_scores(rollouts: Sequence[Rollout], size: tuple[int, int]) -> dict[str, Tensor]:
     scores = [rollout.scores for rollout in rollouts if rollout.scores]
     widest = max(score.ids.shape[1] for score in scores)
-    ids = torch.zeros((*size, widest), dtype=torch.long)
+    ids = torch.full((*size, widest), -1)
     logprobs = torch.full((*size, widest), float("-inf"))
     for row, score in enumerate(scores):
         tokens, k = score.ids.shape

@@ -138,6 +138,10 @@ class View:
         weights = self.token_weights(segment) if token_weights_BT is None else token_weights_BT
         target = None
         if teacher == "stored":
+            if spec.temperature != 1:
+                raise InputError(
+                    f"Stored scores are at temperature 1; a divergence at {spec.temperature} needs a model."
+                )
             target = TopK(self.get("top_ids", segment).flatten(0, 1), self.get("top_logprobs", segment).flatten(0, 1))
         elif teacher is not None:
             target = self._linear(teacher, segment)

@@ -179,7 +179,10 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path: 
 
 def test_files_of_a_document_come_back(tmp_path: Path) -> None:
     task = RecallTask(
-        "t", "1", (Document("d", "words", files=("a.py", "b.py")), Document("e", "more")), (Query("q", "x", {"d": 1.0}),)
+        "t",
+        "1",
+        (Document("d", "words", files=("a.py", "b.py")), Document("e", "more")),
+        (Query("q", "x", {"d": 1.0}),),
     )
     save(task, tmp_path / "t.jsonl")
     assert load(tmp_path / "t.jsonl") == task

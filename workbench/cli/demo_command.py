@@ -35,7 +35,7 @@ def demo_train(
     teacher_steps: Annotated[int, typer.Option(min=1, help="Of the teacher's own training.")] = 400,
     json: Json = False,
 ) -> None:
-    """Train a teacher, store its rollouts, let three methods train a student, and say which won. On a CPU, in minutes."""
+    """Train a teacher, store its rollouts, let three methods train a student, say which won. On a CPU, in minutes."""
     from importlib.util import find_spec
 
     if find_spec("trl") is None:

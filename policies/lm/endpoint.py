@@ -1,0 +1,207 @@
+"""Requests to a server that speaks OpenAI's API: many at once, with retries, and errors that say what to do.
+
+The API key is read from the environment for each request; it is never stored and never shown. Nothing but the address
+given is spoken to: no proxy, no redirect.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from workbench.errors import EndpointError, InputError, MissingExtra
+
+if TYPE_CHECKING:
+    import httpx
+
+_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_ADVICE = {
+    401: "The server wants another API key: set the environment variable that api_key_env names.",
+    403: "The key may not use this model.",
+    404: "Either the base URL is wrong or the server has no such route or model.",
+}
+
+
+class Refused(EndpointError):
+    """The server understood the request and will not do it; asking again changes nothing."""
+
+
+class Endpoint:
+    """A model on a server.
+
+    Args:
+        base_url: up to and with /v1.
+        model: the server's name for it.
+        api_key_env: name of the environment variable that holds the key; None sends no key.
+        timeout_seconds: of one request, to the last byte.
+        max_retries: further attempts after 408, 409, 425, 429, 5xx, a broken connection, a timeout or an answer that
+            is no JSON.
+        max_wait_seconds: longest pause before an attempt; a server that asks for more gets no further one.
+        concurrency: requests at once.
+
+    Raises: MissingExtra without httpx; InputError for what is no address, or numbers that cannot be meant.
+    """
+
+    def __init__(
+        self, base_url: str, model: str, *, api_key_env: str | None = None, timeout_seconds: float = 120.0,
+        max_retries: int = 4, max_wait_seconds: float = 30.0, concurrency: int = 8,
+    ) -> None:  # fmt: skip
+        try:
+            import httpx
+        except ImportError as error:
+            raise MissingExtra(f"Talking to a model server needs httpx ({error})", "llm") from error
+        parts = urlsplit(base_url)
+        if parts.username or parts.password:
+            raise InputError("The base URL holds a user name or password; put the key into an environment variable.")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
+            raise InputError(f"A served model needs an http(s) address and a name, not {base_url!r} and {model!r}.")
+        if timeout_seconds <= 0 or max_retries < 0 or max_wait_seconds < 0 or concurrency < 1:
+            raise InputError(
+                f"timeout_seconds ({timeout_seconds}) must be above 0, concurrency ({concurrency}) 1 or more, and "
+                f"max_retries ({max_retries}) and max_wait_seconds ({max_wait_seconds}) 0 or more."
+            )
+        self.base_url, self.model = base_url.rstrip("/"), model
+        self._api_key_env, self._timeout_seconds = api_key_env, timeout_seconds
+        self._max_retries, self._max_wait_seconds, self._concurrency = max_retries, max_wait_seconds, concurrency
+        self._was_reached = False
+        limits = httpx.Limits(max_connections=concurrency)
+        # trust_env would bring in proxies, and credentials from ~/.netrc
+        self._http = httpx.Client(timeout=timeout_seconds, limits=limits, trust_env=False)
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def map(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`post` for each body, at most `concurrency` at once; the answers in the order of the bodies.
+
+        Raises: the first error; requests that have not begun by then are not made.
+        """
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            futures = [pool.submit(self.post, path, body) for body in bodies]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer.
+
+        Args: path: after the base URL, "/completions"; body: without the model.
+
+        Raises: Refused where the server will not do it, EndpointError where it cannot be reached or keeps failing.
+        """
+        failure = ""
+        for attempt in range(self._max_retries + 1):
+            response, failure = self._send(path, body)
+            if response is not None and response.status_code == 200:
+                answer = _json_object(response)
+                if answer is not None:
+                    return answer
+                failure = f"{self.base_url}{path} answered 200 with what is no JSON object: {response.text[:80]!r}"
+            elif response is not None:
+                failure = self._explain(path, response)
+                if response.status_code not in _RETRIED or "insufficient_quota" in response.text:
+                    advice = _ADVICE.get(response.status_code, "")
+                    raise Refused(f"{failure}. {advice}".rstrip())
+            wait = self._wait_seconds(attempt, response)
+            if wait > self._max_wait_seconds:
+                raise EndpointError(
+                    f"{failure}. It asks to wait {wait:.0f} s, and max_wait_seconds is {self._max_wait_seconds:g}: "
+                    "try later, or lower the concurrency."
+                )
+            if attempt < self._max_retries:
+                time.sleep(wait)
+        raise EndpointError(
+            f"{failure} ({self._max_retries + 1} requests). Look at the server's log; a longer timeout_seconds "
+            f"({self._timeout_seconds:g}) or a lower concurrency ({self._concurrency}) helps one that is overloaded."
+        )
+
+    def _send(self, path: str, body: Mapping[str, Any]) -> tuple[httpx.Response | None, str]:
+        """The response, or None and why there is none."""
+        import httpx
+
+        url = f"{self.base_url}{path}"
+        key = self._key()
+        request = self._http.build_request(
+            "POST", url, json={"model": self.model, **body}, headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
+        end = time.monotonic() + self._timeout_seconds
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                content = b""
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if time.monotonic() > end:  # httpx's own limit is for each read
+                        raise httpx.ReadTimeout("the answer does not end")
+            finally:
+                response.close()
+        except httpx.TimeoutException:
+            return None, f"{url} gave no answer within {self._timeout_seconds:g} s"
+        except httpx.ConnectError as error:
+            if not self._was_reached:
+                raise EndpointError(
+                    f"Cannot connect to {url} ({error}). Start the server, or correct the URL."
+                ) from error
+            return None, f"cannot connect to {url} any more ({error})"
+        except httpx.HTTPError as error:
+            return None, f"the connection to {url} broke ({type(error).__name__})"
+        self._was_reached = True
+        headers = {"retry-after": response.headers["retry-after"]} if "retry-after" in response.headers else {}
+        return httpx.Response(response.status_code, content=content, headers=headers), ""
+
+    def _key(self) -> str:
+        """The API key; checked here, because httpx would show a malformed one in its error."""
+        if not self._api_key_env:
+            return ""
+        key = os.environ.get(self._api_key_env, "").strip()
+        if not key or not (key.isascii() and key.isprintable()) or " " in key:
+            raise EndpointError(
+                f"The environment variable {self._api_key_env} should hold the API key for {self.base_url}, and "
+                f"{'has characters that no key has' if key else 'is not set'}. Set it, or name another variable."
+            )
+        return key
+
+    def _explain(self, path: str, response: httpx.Response) -> str:
+        """Status and the server's own words, without the key that some servers repeat."""
+        answer = _json_object(response) or {}
+        error = answer.get("error", answer.get("message", answer.get("detail", response.text)))
+        words = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+        if key := self._key():
+            words = words.replace(key, "[REDACTED:api-key]")
+        return f"{self.base_url}{path} answered {response.status_code}: {' '.join(words.split())[:300]}"
+
+    def _wait_seconds(self, attempt: int, response: httpx.Response | None) -> float:
+        """Exponential back-off with jitter, or what the server asks for."""
+        backoff = min(self._max_wait_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+        asked = response.headers.get("retry-after", "") if response is not None else ""
+        try:
+            return max(0.0, float(asked))
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+        except (TypeError, ValueError):
+            return backoff
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        answer = response.json()
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
