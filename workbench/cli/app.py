@@ -82,6 +82,10 @@ def run(arguments: Sequence[str]) -> int:
         return cast(Any, error).exit_code
     except KeyboardInterrupt:
         return _interrupted()
+    except RuntimeError as error:
+        if "Query interrupted" not in str(error):
+            raise
+        return _interrupted()  # Ctrl-C in the middle of a statement reaches us as DuckDB's own error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

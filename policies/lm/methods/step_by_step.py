@@ -63,6 +63,6 @@ ENTRY = Entry(
     granularity="sequence",
     degree="off-policy",
     needs="labels and teacher rationales of the tasks",
-    evidence="identities; its effect against labels alone: tests/policies/test_methods.py",
+    evidence="identities only; its effect against labels alone was not measured yet",
     reading="a decoder-only student; otherwise read in the released code",
 )
