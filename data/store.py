@@ -180,8 +180,7 @@ class Store:
                 try:
                     return _connect(self.path, self.read_only)
                 except duckdb.Error as error:
-                    # The second text: another thread of this process has it open in the other mode.
-                    if "lock on file" not in str(error) and "different configuration" not in str(error):
+                    if not any(text in str(error) for text in _IN_USE):
                         raise _translated(error, self.path) or error from error
                     if time.monotonic() > deadline:
                         raise StoreBusy(
@@ -275,6 +274,10 @@ def schema_version(con: duckdb.DuckDBPyConnection) -> int:
         return int(con.execute("SELECT max(version) FROM schema_versions").fetchall()[0][0] or 0)
     except duckdb.CatalogException:
         return 0
+
+
+#: Another process has the file; another thread of this one has it in the other mode, or is just closing it.
+_IN_USE = ("lock on file", "different configuration", "Unique file handle conflict")
 
 
 def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
