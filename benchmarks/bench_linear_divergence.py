@@ -56,7 +56,7 @@ def make_loss(name: str, beta: float, inputs: tuple[Any, ...]) -> Callable[[], A
         heads = (student_hidden, student_head, None, teacher_hidden, teacher_head, None)
         return lambda: ChunkedDivergenceFunction.apply(*heads, beta, 1.0, 1.0, None, 1.0, None)[0].mean()
     if name == "liger":
-        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction  # pyright: ignore
 
         labels = torch.zeros(len(student_hidden), dtype=torch.long, device=student_hidden.device)
         compiled = student_hidden.device.type == "cuda"

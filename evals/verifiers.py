@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from workbench.errors import MissingExtra
@@ -234,10 +235,10 @@ def reasoning_gym(text: str, task: Task) -> Verdict:
 @cache
 def _gym_scorer(generator: str) -> Any:
     try:
-        from reasoning_gym import get_score_answer_fn
+        library = import_module("reasoning_gym")
     except ImportError as error:
         raise MissingExtra("This bench needs reasoning-gym", "evals") from error
-    return get_score_answer_fn(generator)
+    return library.get_score_answer_fn(generator)
 
 
 def end_state(text: str, task: Task) -> Verdict:

@@ -8,7 +8,7 @@ Top-k targets are a softmax over the student and K + 1 numbers: they run in PyTo
 Notation as in linear_divergence_rows.
 """
 
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 # (triton.jit types a device function as one that never returns.)
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 from workbench.errors import MissingExtra
@@ -40,10 +41,10 @@ def load(split: Split) -> list[Task]:
 
 def _entries(name: str, split: Split) -> list[dict[str, Any]]:
     try:
-        import reasoning_gym
+        library = import_module("reasoning_gym")
     except ImportError as error:
         raise MissingExtra("This bench needs reasoning-gym", "evals") from error
-    problems = reasoning_gym.create_dataset(name, size=NUM_EACH[split], seed=SEEDS[split])
+    problems = library.create_dataset(name, size=NUM_EACH[split], seed=SEEDS[split])
     # By way of JSON, as the store keeps them: tuples become lists.
     return [json.loads(json.dumps(problems[at])) for at in range(NUM_EACH[split])]
 
