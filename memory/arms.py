@@ -13,7 +13,7 @@ from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
 from workbench.memory.embedding import SENTENCE_TRANSFORMERS, Embedder, get_embedder
 from workbench.memory.fusion import Arm
 from workbench.memory.index import VERBATIM
-from workbench.memory.named import date_scores, speaker_of, speaker_scores
+from workbench.memory.named import date_scores, dates_in, speaker_of, speaker_scores
 from workbench.memory.postings import fetch, find_layer
 from workbench.memory.vectors import current_model
 
@@ -79,9 +79,10 @@ class Arms:
         if len(edited):
             arms["edited"] = (edited, np.ones(len(edited)))
         speakers = [speaker_of(beginning) for beginning in rows["beginning"]]
-        for name, scores in (("speaker", speaker_scores(text, speakers)), ("date", date_scores(text, _days(rows)))):
-            if scores.any():
-                arms[name] = (docs, scores)
+        named = {"speaker": speaker_scores(text, speakers)}
+        if dates_in(text):  # the days of thousands of candidates cost more than looking whether they are asked for
+            named["date"] = date_scores(text, _days(rows))
+        arms |= {name: (docs, scores) for name, scores in named.items() if scores.any()}
         return arms
 
     def vector(self, layer: str, text: str, n: int, allowed: NDArray[np.int64] | None) -> Arm:
