@@ -6,13 +6,11 @@ and `end.safetensors` when the phase is done. Called again with the same folder,
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.distillation_config import DistillationConfig
@@ -21,14 +19,8 @@ from workbench.policies.lm.engine import STATE_FILE, LmTrainer
 from workbench.policies.lm.rollout import Rollout
 from workbench.policies.lm.settings import Settings
 from workbench.policies.nouns import Method, Phase
+from workbench.policies.running import Interrupted, OnMetrics, StopRequest, save_weights
 from workbench.policies.tasks import Environment, Task
-
-#: (phase, step, name -> value): called at every logging step.
-OnMetrics = Callable[[str, int, Mapping[str, float]], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and what it had is saved; the same call goes on from there."""
 
 
 def run_method(
@@ -54,25 +46,26 @@ def run_method(
         if (home / "start.safetensors").exists():
             load_model(student, str(home / "start.safetensors"))
         else:
-            _save(student, home / "start.safetensors")
-        watch = _Watch(phase.name, on_metrics)
+            save_weights(student, home / "start.safetensors")
+        stop = StopRequest()
+        watch = _Watch(phase.name, on_metrics, stop)
         trainer = LmTrainer(
             student, _arguments(settings, phase, home), tokenizer, phase, tasks, models=models, stored=stored,
             environment=environment, keep=keep, callbacks=[watch],
         )  # fmt: skip
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        with _interrupts(watch):
+        with stop:
             trainer.train(_last_checkpoint(home))
-        if watch.is_asked_to_stop and trainer.state.global_step < trainer.state.max_steps:
+        if stop.is_asked and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(f"Stopped after step {trainer.state.global_step} of phase {phase.name!r}; it is saved.")
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if hasattr(trained, "workbench_modules"):
             del trained.workbench_modules  # they belong to the phase, not to the student
         if trainer.accelerator.is_main_process:
-            _save(trained, home / "end.safetensors")
+            save_weights(trained, home / "end.safetensors")
         trainer.accelerator.wait_for_everyone()
-        if watch.is_asked_to_stop and number < len(phases):
+        if stop.is_asked and number < len(phases):
             raise Interrupted(f"Stopped after the last step of phase {phase.name!r}; it is saved.")
     return student
 
@@ -105,17 +98,11 @@ def _last_checkpoint(home: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
 
 
-def _save(model: nn.Module, path: Path) -> None:
-    unfinished = path.with_suffix(".part")
-    save_model(model, str(unfinished))
-    unfinished.replace(path)
-
-
 class _Watch(TrainerCallback):
     """Hands metrics on, and stops the run after the current step when asked to."""
 
-    def __init__(self, phase: str, on_metrics: OnMetrics | None) -> None:
-        self.phase, self.on_metrics, self.is_asked_to_stop = phase, on_metrics, False
+    def __init__(self, phase: str, on_metrics: OnMetrics | None, stop: StopRequest) -> None:
+        self.phase, self.on_metrics, self.stop = phase, on_metrics, stop
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.on_metrics and state.is_world_process_zero:
@@ -123,27 +110,6 @@ class _Watch(TrainerCallback):
             self.on_metrics(self.phase, state.global_step, numbers)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.is_asked_to_stop:
+        if self.stop.is_asked:
             control.should_save = control.should_training_stop = True
         return control
-
-
-class _interrupts:
-    """While a phase runs, Ctrl-C asks it to save and stop; a second one stops it at once."""
-
-    def __init__(self, watch: _Watch) -> None:
-        self.watch = watch
-
-    def __enter__(self) -> None:
-        self.is_main = threading.current_thread() is threading.main_thread()
-        if self.is_main:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.watch.is_asked_to_stop:
-            raise KeyboardInterrupt
-        self.watch.is_asked_to_stop = True
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_main:
-            signal.signal(signal.SIGINT, self.before)

@@ -17,7 +17,7 @@ from workbench.policies.nouns import Phase, Role, Stored
 from workbench.policies.tasks import Task
 from workbench.policies.terms import CrossEntropy, TokenDivergence
 
-folder, per_process = Path(sys.argv[1]), int(sys.argv[2])
+folder, per_process = Path(sys.argv[1]), 4 // int(sys.argv[2])
 torch.set_num_threads(1)
 tokenizer = make_tokenizer()
 tasks = [Task(f"t{i}", {"prompt": f"w{i} w{7 * i % 26}"}) for i in range(16)]
