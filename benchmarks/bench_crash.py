@@ -9,7 +9,6 @@ Each command is killed `--kills` times (60 kills in all by default). Fails at th
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import sys
@@ -19,12 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("killing", ROOT / "tests/crash/killing.py")
-assert _spec
-assert _spec.loader
-killing = importlib.util.module_from_spec(_spec)
-sys.modules["killing"] = killing
-_spec.loader.exec_module(killing)
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+import killing  # noqa: E402
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.evals import stats
+from workbench.evals.tasks import agentlog
+from workbench.evals.tasks.base import read_jsonl
 from workbench.memory.calibrate import Judged, judge
 from workbench.memory.fusion import Arm
 from workbench.memory.tokenizers import get_tokenizer
@@ -43,10 +44,10 @@ class Collection:
 
 
 def load_agentlog(folder: Path) -> Collection:
-    with gzip.open(folder / "agentlog_corpus_dev.jsonl.gz", "rt") as lines:
-        rows = sorted(map(json.loads, lines), key=lambda r: (r["session"], r["idx"]))
-    with open(folder / "agentlog_queries_dev.jsonl") as lines:
-        queries = [json.loads(line) for line in lines]
+    """The task's queries; of its documents also the tools, which the distiller reads and a task does not hold."""
+    corpus = folder / "agentlog_corpus_dev.jsonl.gz"
+    rows = sorted((row.fields for row in read_jsonl(corpus)), key=lambda r: (r["session"], r["idx"]))
+    queries = agentlog.load(corpus, folder / "agentlog_queries_dev.jsonl").queries
     number = {row["id"]: i for i, row in enumerate(rows)}
     sessions = {s: i for i, s in enumerate(dict.fromkeys(row["session"] for row in rows))}
     exchanges = [
@@ -62,15 +63,19 @@ def load_agentlog(folder: Path) -> Collection:
     return Collection(
         exchanges,
         np.array([sessions[row["session"]] for row in rows]),
-        [q["query"] for q in queries],
-        [frozenset(number[g] for g in q["gold"]) for q in queries],
-        np.array([sha256(q["qid"].encode()).digest()[0] % 2 == 0 for q in queries]),
+        [q.text for q in queries],
+        [frozenset(number[g] for g in q.relevance) for q in queries],
+        np.array([sha256(q.id.encode()).digest()[0] % 2 == 0 for q in queries]),
         np.array([bool(row["files"]) for row in rows]),
     )
 
 
 def load_locomo(folder: Path) -> list[Collection]:
-    """One collection for each conversation; questions without an answer, or without valid evidence, are left out."""
+    """One collection for each conversation; questions without an answer, or without valid evidence, are left out.
+
+    As the committed figures were measured: without the captions, the audit and the lenient reading of evidence that
+    workbench.evals.tasks.locomo has.
+    """
     collections = []
     for sample in json.loads((folder / "locomo10.json").read_text()):
         turns: dict[str, int] = {}

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from workbench.data.records import digest
 from workbench.errors import InputError
@@ -94,6 +94,26 @@ class _Outcome:
     key: str
     answer: Answer
     replies: tuple[ChatReply, ...]
+
+
+class AskerOptions(TypedDict, total=False):
+    """What every asker can be told, as of Asker."""
+
+    cache: ResponseCache | None
+    budget: Budget | None
+    concurrency: int
+    num_repairs: int
+
+
+def object_schema(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with just these fields."""
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def delimited(names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The texts as quoted material; a text cannot hold its own digest, so it cannot close its own quotation."""
+    mark = digest(*texts)[:12]
+    return [f"BEGIN {name} {mark}\n{text}\nEND {name} {mark}" for name, text in zip(names, texts, strict=True)]
 
 
 class Asker(Generic[T]):

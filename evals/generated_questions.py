@@ -15,12 +15,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
-from workbench.data.records import digest
 from workbench.data.redact import PLACEHOLDER, redact_all
-from workbench.evals.asking import Answer, Asker, Budget, Messages, Usage
-from workbench.memory.distillers.llm import ChatClient, ResponseCache
+from workbench.evals.asking import Answer, Asker, AskerOptions, Messages, delimited, object_schema
+from workbench.memory.distillers.llm import ChatClient
 from workbench.memory.mined_queries import plain
 from workbench.memory.tokenizers import get_tokenizer
 
@@ -31,15 +30,10 @@ MIN_GROUNDED_FRACTION = 0.5
 MIN_WORDS, MAX_WORDS = 5, 40
 MAX_SIDE_CHARS = 4000
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "question": {"type": "string", "description": "one question, in other words than the log's"},
-        "answer": {"type": "string", "description": "a few words, from the log"},
-    },
-    "required": ["question", "answer"],
-    "additionalProperties": False,
-}
+SCHEMA = object_schema({
+    "question": {"type": "string", "description": "one question, in other words than the log's"},
+    "answer": {"type": "string", "description": "a few words, from the log"},
+})  # fmt: skip
 
 SYSTEM = """\
 You get one exchange of a work log between a person and a coding agent. Write the question that the person might ask \
@@ -76,24 +70,11 @@ class QuestionWriter:
     Args: as of workbench.evals.judge.Judge.
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        *,
-        cache: ResponseCache | None = None,
-        budget: Budget | None = None,
-        concurrency: int = 8,
-    ) -> None:
+    def __init__(self, client: ChatClient, **options: Unpack[AskerOptions]) -> None:
         self.dropped: Counter[str] = Counter()
-        self._asker = Asker[Source](
-            client, purpose=f"question/{VERSION}", schema=SCHEMA, read=_accept, wrong=_WRONG, cache=cache,
-            budget=budget, concurrency=concurrency,
-        )  # fmt: skip
-
-    @property
-    def usage(self) -> Usage:
-        """What it has used so far."""
-        return self._asker.usage
+        purpose = f"question/{VERSION}"
+        self._asker = Asker[Source](client, purpose=purpose, schema=SCHEMA, read=_accept, wrong=_WRONG, **options)
+        self.usage = self._asker.usage
 
     def write(self, sources: Iterable[Source]) -> Iterator[Question]:
         """Yields the questions that pass, as answers arrive; leaving the loop cancels what is in flight.
@@ -116,12 +97,7 @@ class QuestionWriter:
             redacted = redact_all([source.user, source.assistant])
             self.usage.num_redacted += sum(sum(part.findings.values()) for part in redacted)
             sides = [part.text[:MAX_SIDE_CHARS] for part in redacted]
-            mark = digest(*sides)[:12]  # a log cannot hold its own digest, so it cannot close its own quotation
-            blocks = [
-                f"BEGIN {who} {mark}\n{text}\nEND {who} {mark}"
-                for who, text in zip(("USER", "AGENT"), sides, strict=True)
-                if text
-            ]
+            blocks = [block for block, side in zip(delimited(("USER", "AGENT"), sides), sides, strict=True) if side]
             content = "\n\n".join([*blocks, "Write the question."])
             yield source, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
 

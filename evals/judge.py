@@ -14,29 +14,17 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
-from workbench.data.records import digest
 from workbench.data.redact import redact_all
 from workbench.errors import InputError
-from workbench.evals.asking import Answer, Asker, Budget, Messages, Usage
+from workbench.evals.asking import Answer, Asker, AskerOptions, Messages, delimited, object_schema
 from workbench.evals.graders import Grade, Status
-from workbench.memory.distillers.llm import ChatClient, ResponseCache
+from workbench.memory.distillers.llm import ChatClient
 
 VERSION = "1"
 VERDICTS: dict[str, float] = {"correct": 1.0, "partly_correct": 0.5, "incorrect": 0.0}
 MAX_ANSWER_CHARS = 8000
-
-#: The reason comes first, so that the verdict follows from it.
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "reason": {"type": "string", "description": "one sentence"},
-        "verdict": {"type": "string", "enum": list(VERDICTS)},
-    },
-    "required": ["reason", "verdict"],
-    "additionalProperties": False,
-}
 
 SYSTEM = """\
 You grade one answer to a question against reference answers. Return one JSON object: "reason", one sentence, then \
@@ -71,35 +59,16 @@ class JudgeItem:
 
 
 class Judge:
-    """Grades answers with a chat model; workbench.llm_client.OpenAIChat is a client.
+    """Grades answers with a chat model (workbench.llm_client.OpenAIChat is a client); `usage` is what it has used.
 
-    Args:
-        cache: where accepted verdicts are kept; None keeps none.
-        budget: when the next request could exceed it, the rest is "skipped".
-        concurrency: requests in flight at most; num_repairs: how often a model is told that its verdict is unreadable.
+    Args: options: when the next request could exceed the budget, the rest is "skipped".
     Raises: InputError for numbers that cannot be meant.
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        *,
-        cache: ResponseCache | None = None,
-        budget: Budget | None = None,
-        concurrency: int = 8,
-        num_repairs: int = 1,
-    ) -> None:
+    def __init__(self, client: ChatClient, **options: Unpack[AskerOptions]) -> None:
         self.name = f"llm_judge/{VERSION}:{client.model}"
-        wrong = f"That cannot be used. Return only a JSON object with reason and verdict, one of {list(VERDICTS)}."
-        self._asker = Asker[JudgeItem](
-            client, purpose=f"judge/{VERSION}", schema=SCHEMA, read=_accept, wrong=wrong, cache=cache, budget=budget,
-            concurrency=concurrency, num_repairs=num_repairs,
-        )  # fmt: skip
-
-    @property
-    def usage(self) -> Usage:
-        """What it has used so far."""
-        return self._asker.usage
+        self._asker: Asker[JudgeItem] = choice_asker(client, f"judge/{VERSION}", VERDICTS, **options)
+        self.usage = self._asker.usage
 
     def grade(self, items: Iterable[JudgeItem]) -> Iterator[tuple[JudgeItem, Grade]]:
         """Yields every item with its grade, as answers arrive; leaving the loop cancels what is in flight.
@@ -122,15 +91,10 @@ class Judge:
             yield item, messages
 
     def _grade(self, answer: Answer) -> Grade:
-        verdict = read_verdict(answer.text) if answer.status == "ok" else None
+        verdict = read_choice(answer.text, VERDICTS) if answer.status == "ok" else None
         if verdict is None:
             return Grade(None, answer.status, self.name, explanation=answer.explanation)
         return Grade(VERDICTS[verdict[0]], "ok", self.name, extracted=verdict[0], explanation=verdict[1])
-
-
-def _accept(text: str) -> str:
-    verdict = read_verdict(text)
-    return json.dumps({"reason": verdict[1], "verdict": verdict[0]}, ensure_ascii=False) if verdict else ""
 
 
 def _check(item: JudgeItem, seen: set[str]) -> None:
@@ -168,18 +132,27 @@ def quoted(parts: Sequence[tuple[str, str]]) -> tuple[str, int]:
         if name.startswith("ANSWER") and len(texts[at]) > MAX_ANSWER_CHARS:
             left_out = len(texts[at]) - MAX_ANSWER_CHARS
             texts[at] = f"{texts[at][:MAX_ANSWER_CHARS]}\n[… {left_out} characters left out …]"
-    # A text cannot hold its own digest, so it cannot close its own quotation.
-    mark = digest(*texts)[:12]
-    blocks = [f"BEGIN {name} {mark}\n{text}\nEND {name} {mark}" for (name, _), text in zip(parts, texts, strict=True)]
+    blocks = delimited([name for name, _ in parts], texts)
     return "\n\n".join(blocks), sum(sum(part.findings.values()) for part in redacted)
 
 
+def choice_asker(
+    client: ChatClient, purpose: str, verdicts: Collection[str], **options: Unpack[AskerOptions]
+) -> Asker[Any]:
+    """Asks for a reason and one of these verdicts; what it accepts, `read_choice` reads."""
+
+    def accept(text: str) -> str:
+        verdict = read_choice(text, verdicts)
+        return json.dumps({"reason": verdict[1], "verdict": verdict[0]}, ensure_ascii=False) if verdict else ""
+
+    # The reason comes first, so that the verdict follows from it.
+    reason = {"type": "string", "description": "one sentence"}
+    schema = object_schema({"reason": reason, "verdict": {"type": "string", "enum": list(verdicts)}})
+    wrong = f"That cannot be used. Return only a JSON object with reason and verdict, one of {list(verdicts)}."
+    return Asker(client, purpose=purpose, schema=schema, read=accept, wrong=wrong, **options)
+
+
 _FENCED = re.compile(r"\s*(?:<think>.*?</think>)?\s*(?:```(?:json)?\s*(\{.*\})\s*```|(\{.*\}))\s*", re.DOTALL)
-
-
-def read_verdict(text: str) -> tuple[str, str] | None:
-    """(verdict, reason) of an answer that is one JSON object with a known verdict; None for everything else."""
-    return read_choice(text, VERDICTS)
 
 
 def read_choice(text: str, verdicts: Collection[str]) -> tuple[str, str] | None:

@@ -8,29 +8,18 @@ Verified by: tests/evals/test_pair_judge.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 from workbench.errors import InputError
-from workbench.evals.asking import Answer, Asker, Budget, Messages, Usage
+from workbench.evals.asking import Answer, Asker, AskerOptions, Messages
 from workbench.evals.graders import Grade, Status
-from workbench.evals.judge import quoted, read_choice
-from workbench.memory.distillers.llm import ChatClient, ResponseCache
+from workbench.evals.judge import choice_asker, quoted, read_choice
+from workbench.memory.distillers.llm import ChatClient
 
 VERSION = "1"
 VERDICTS = ("first", "second", "tie")
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "reason": {"type": "string", "description": "one sentence"},
-        "verdict": {"type": "string", "enum": list(VERDICTS)},
-    },
-    "required": ["reason", "verdict"],
-    "additionalProperties": False,
-}
 
 SYSTEM = """\
 You compare two answers to one question. Return one JSON object: "reason", one sentence, then "verdict": "first" if \
@@ -66,27 +55,11 @@ class PairJudge:
     Args: as of workbench.evals.judge.Judge.
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        *,
-        cache: ResponseCache | None = None,
-        budget: Budget | None = None,
-        concurrency: int = 8,
-        num_repairs: int = 1,
-    ) -> None:
+    def __init__(self, client: ChatClient, **options: Unpack[AskerOptions]) -> None:
         self.name = f"llm_pair_judge/{VERSION}:{client.model}"
         self.num_by_position = 0
-        wrong = f"That cannot be used. Return only a JSON object with reason and verdict, one of {list(VERDICTS)}."
-        self._asker = Asker[_Asked](
-            client, purpose=f"pair_judge/{VERSION}", schema=SCHEMA, read=_accept, wrong=wrong, cache=cache,
-            budget=budget, concurrency=concurrency, num_repairs=num_repairs,
-        )  # fmt: skip
-
-    @property
-    def usage(self) -> Usage:
-        """What it has used so far."""
-        return self._asker.usage
+        self._asker: Asker[_Asked] = choice_asker(client, f"pair_judge/{VERSION}", VERDICTS, **options)
+        self.usage = self._asker.usage
 
     def compare(self, items: Iterable[PairItem]) -> Iterator[tuple[PairItem, Grade]]:
         """Yields every pair with a grade: 1 where A is better in both orders, 0 where B is, else 0.5.
@@ -135,8 +108,3 @@ class PairJudge:
         verdict = f"{one[0]}/{two[0]}{' (by position)' if is_by_position else ''}"
         explanation = f"{one[1]} | swapped: {two[1]}"
         return Grade(prefers.get((one[0], two[0]), 0.5), "ok", self.name, verdict, explanation)
-
-
-def _accept(text: str) -> str:
-    verdict = read_choice(text, VERDICTS)
-    return json.dumps({"reason": verdict[1], "verdict": verdict[0]}, ensure_ascii=False) if verdict else ""

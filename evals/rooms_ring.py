@@ -7,7 +7,6 @@ see the same few pairs; the test pairs are in neither the student's prompts nor 
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from workbench.evals.environments.rooms import Rooms
 from workbench.policies.lm.methods.sequence_kd import SequenceKd
 from workbench.policies.lm.settings import Settings
 from workbench.policies.lm.tiny import make_model, make_tokenizer
+from workbench.policies.tasks import pass_rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +80,6 @@ def make_ring(
     stored["student-base"] = {r.task_id: [r] for r in play(start, nursery, known, length, seed + 1)}
     tries = [play(start, nursery, known, length, 1000 * (seed + 1) + n) for n in range(sizes.pass_rate_samples)]
     if tries:
-        rates = [statistics.fmean(sample[i].reward or 0.0 for sample in tries) for i in range(len(known))]
-        # Half a success and half a failure are added: a weight of exactly 0 would leave too few tasks for a batch.
-        n = sizes.pass_rate_samples
-        known = [replace(task, pass_rate=(rate * n + 0.5) / (n + 1)) for task, rate in zip(known, rates, strict=True)]
+        rewards = zip(*([rollout.reward or 0.0 for rollout in sample] for sample in tries), strict=True)
+        known = [replace(task, pass_rate=pass_rate(each)) for task, each in zip(known, rewards, strict=True)]
     return Ring(seed, start, {"teacher": teacher}, stored, tokenizer, known, test, game)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 
 from workbench.memory.types import Exchange, FileTouch, Room
 
@@ -73,23 +72,6 @@ def concept_key(label: str) -> str:
     """Lower case, words joined by "-": "Shadow branch", "shadow_branch" and "shadowBranch" are one concept."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
     return "-".join(re.findall(r"[^\W_]+", spaced.lower()))[:80]
-
-
-def rooms_from(items: Iterable[dict[str, Any]]) -> tuple[Room, ...]:
-    """Rooms from a model's answer: unknown types and empty keys are dropped, relevance is cut to 0 to 1."""
-    rooms: dict[tuple[str, str], Room] = {}
-    for item in items:
-        kind, label = item.get("room_type"), str(item.get("room_label") or item.get("room_key") or "").strip()
-        key = str(item.get("room_key") or "").strip()
-        key = key if kind == "file" else concept_key(key)
-        if kind not in ("file", "concept", "workflow") or not key:
-            continue
-        try:
-            relevance = min(1.0, max(0.0, float(item.get("relevance", 1.0))))
-        except (TypeError, ValueError):
-            relevance = 1.0
-        rooms.setdefault((kind, key), Room(kind, key, label[:120], relevance))
-    return tuple(rooms.values())[:MAX_ROOMS]
 
 
 def _main_file(files: Sequence[FileTouch]) -> FileTouch | None:

@@ -37,7 +37,7 @@ def save_tasks(con: duckdb.DuckDBPyConnection, task_set: str, split: str, tasks:
 
 
 def load_tasks(con: duckdb.DuckDBPyConnection, task_set: str, split: str) -> list[Task]:
-    """The tasks of a set, by id, with the pass rate of the newest measured policy where there is one.
+    """The tasks of a set, by id, without pass rates.
 
     Raises: NotFound, with the sets that there are.
     """
@@ -50,16 +50,6 @@ def load_tasks(con: duckdb.DuckDBPyConnection, task_set: str, split: str) -> lis
         there = ", ".join(name for (name,) in known) or "none"
         raise NotFound(f"The store has no tasks {task_set!r} of the split {split!r}; there are {there}.")
     return [Task(tid, json.loads(prompts), answer, None, json.loads(meta)) for tid, prompts, answer, meta in rows]
-
-
-def pass_rates(con: duckdb.DuckDBPyConnection, policy: str, task_ids: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """Task -> (share of the policy's rewarded rollouts with reward >= 1, how many there are)."""
-    rows = con.execute(
-        "SELECT task_id, avg(CASE WHEN reward >= 1 THEN 1.0 ELSE 0.0 END), count(*) FROM rollouts "
-        "WHERE policy = ? AND reward IS NOT NULL AND task_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY 1",
-        [policy, list(task_ids)],
-    ).fetchall()
-    return {task_id: (rate, count) for task_id, rate, count in rows}
 
 
 def save_rollouts(

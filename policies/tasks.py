@@ -45,6 +45,15 @@ class Task:
         return self.prompts[context]
 
 
+def pass_rate(rewards: Sequence[float], prior: float = 0.5) -> float:
+    """Share of tries with a reward of 1 or more, in [0, 1].
+
+    Args: prior: added to the tries that were right and to those that were wrong: a rate of exactly 0 or 1 would give
+        the task no weight.
+    """
+    return (sum(reward >= 1 for reward in rewards) + prior) / (len(rewards) + 2 * prior)
+
+
 class Environment(Protocol):
     """What answers a policy in a multi-turn task, in text.
 

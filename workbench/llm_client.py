@@ -7,10 +7,6 @@ life of the client. The API key is read from the environment for each request; i
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import os
-import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from workbench.errors import EndpointError, InputError, MissingExtra
+from workbench.model_server import RETRIED, api_key, checked_url, explain, wait_seconds
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 #: Characters a token, for what the server does not count; English prose has about 4, code about 3.
 CHARS_PER_TOKEN = 3.5
 _FORMATS: tuple[Literal["json_schema", "json_object", "plain"], ...] = ("json_schema", "json_object", "plain")
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,12 @@ class OpenAIChat:
             import httpx  # noqa: F401
         except ImportError as e:
             raise MissingExtra(f"Talking to a model server needs httpx, which cannot be imported ({e})", "llm") from e
-        self.endpoint = _checked_url(base_url)
+        if not base_url:
+            raise EndpointError(
+                "No model server is set. Give its base URL (usually ending in /v1) and a model; "
+                "without a server, use the built-in distiller (extractive)."
+            )
+        self.endpoint = checked_url(base_url).removesuffix("/chat/completions")
         if not model:
             raise EndpointError(f"No model is named for {self.endpoint}. Name one, as that server calls it.")
         if timeout_seconds <= 0 or max_retries < 0 or max_wait_seconds < 0 or max_output_tokens < 1:
@@ -108,18 +109,7 @@ class OpenAIChat:
         self._key()
 
     def _key(self) -> str:
-        """The API key; checked here, because httpx would show a malformed one in its error."""
-        if not self._api_key_env:
-            return ""
-        key = os.environ.get(self._api_key_env, "").strip()
-        if not key:
-            raise EndpointError(
-                f"The environment variable {self._api_key_env} is not set; it should hold the API key for "
-                f"{self.endpoint}. Set it (export {self._api_key_env}=…), or name another variable."
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise EndpointError(f"The API key in {self._api_key_env} has characters that no key has. Set it again.")
-        return key
+        return api_key(self._api_key_env, self.endpoint)
 
     async def complete(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> ChatReply:
         """Asks for one answer that follows a JSON schema.
@@ -138,14 +128,14 @@ class OpenAIChat:
                 return self._reply(response, messages, num_requests)
             if response is not None and response.status_code in (400, 422) and self._learn(response, shape):
                 continue  # asked differently, so this is no further attempt at the same
-            if response is not None and response.status_code not in _RETRIED:
+            if response is not None and response.status_code not in RETRIED:
                 self._was_reached = True
                 self._raise_if_fatal(response)
                 return ChatReply(failure=self._explain(response), num_requests=num_requests)
             if response is not None:
                 failure = self._explain(response)
                 self._raise_if_quota_spent(response)
-            wait = self._wait_seconds(attempt, response)
+            wait = wait_seconds(attempt, response, self._max_wait_seconds)
             if wait > self._max_wait_seconds:
                 return ChatReply(failure=f"{failure}; it asks to wait {wait:.0f} s", num_requests=num_requests)
             attempt += 1
@@ -233,32 +223,7 @@ class OpenAIChat:
             raise EndpointError(f"{self._explain(response)}. The account has no quota left.")
 
     def _explain(self, response: httpx.Response) -> str:
-        """Status and the server's own words, without the key that some servers repeat."""
-        words = response.text
-        key = self._key()
-        if key:
-            words = words.replace(key, "[REDACTED:api-key]")
-        try:
-            error = response.json().get("error", words)
-            words = str(error.get("message", words)) if isinstance(error, dict) else str(error)
-        except (ValueError, AttributeError):
-            pass
-        if key:
-            words = words.replace(key, "[REDACTED:api-key]")
-        return f"{self.endpoint} answered {response.status_code}: {' '.join(words.split())[:300]}"
-
-    def _wait_seconds(self, attempt: int, response: httpx.Response | None) -> float:
-        """Exponential back-off with full jitter, or what the server asks for."""
-        backoff = min(self._max_wait_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-        asked = response.headers.get("retry-after", "") if response is not None else ""
-        try:
-            return max(0.0, float(asked)) + random.uniform(0, 0.1)
-        except ValueError:
-            pass
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return backoff
+        return explain(self.endpoint, response, self._key())
 
     def _reply(self, response: httpx.Response, messages: Sequence[dict[str, str]], num_requests: int) -> ChatReply:
         """Reads a 200 response; one that is no chat completion is a failure of this request."""
@@ -292,23 +257,6 @@ class OpenAIChat:
             is_estimated=is_estimated,
             num_requests=num_requests,
         )
-
-
-def _checked_url(base_url: str | None) -> str:
-    if not base_url:
-        raise EndpointError(
-            "No model server is set. Give its base URL (usually ending in /v1) and a model; "
-            "without a server, use the built-in distiller (extractive)."
-        )
-    url = base_url.strip().rstrip("/").removesuffix("/chat/completions")
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise InputError(
-            "The base URL holds a user name or password. Put the key into an environment variable instead."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"The base URL {base_url!r} is no http or https address.")
-    return url
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,21 +6,17 @@ given is spoken to: no proxy, no redirect.
 
 from __future__ import annotations
 
-import email.utils
-import os
-import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from workbench.errors import EndpointError, InputError, MissingExtra
+from workbench.model_server import RETRIED, api_key, checked_url, explain, json_object, wait_seconds
 
 if TYPE_CHECKING:
     import httpx
 
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _ADVICE = {
     401: "The server wants another API key: set the environment variable that api_key_env names.",
     403: "The key may not use this model.",
@@ -56,17 +52,14 @@ class Endpoint:
             import httpx
         except ImportError as error:
             raise MissingExtra(f"Talking to a model server needs httpx ({error})", "llm") from error
-        parts = urlsplit(base_url)
-        if parts.username or parts.password:
-            raise InputError("The base URL holds a user name or password; put the key into an environment variable.")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not model:
-            raise InputError(f"A served model needs an http(s) address and a name, not {base_url!r} and {model!r}.")
+        self.base_url, self.model = checked_url(base_url), model
+        if not model:
+            raise InputError(f"No model is named for {base_url}. Name one, as that server calls it.")
         if timeout_seconds <= 0 or max_retries < 0 or max_wait_seconds < 0 or concurrency < 1:
             raise InputError(
                 f"timeout_seconds ({timeout_seconds}) must be above 0, concurrency ({concurrency}) 1 or more, and "
                 f"max_retries ({max_retries}) and max_wait_seconds ({max_wait_seconds}) 0 or more."
             )
-        self.base_url, self.model = base_url.rstrip("/"), model
         self._api_key_env, self._timeout_seconds = api_key_env, timeout_seconds
         self._max_retries, self._max_wait_seconds, self._concurrency = max_retries, max_wait_seconds, concurrency
         self._was_reached = False
@@ -108,16 +101,16 @@ class Endpoint:
         for attempt in range(self._max_retries + 1):
             response, failure = self._send(path, body)
             if response is not None and response.status_code == 200:
-                answer = _json_object(response)
+                answer = json_object(response)
                 if answer is not None:
                     return answer
                 failure = f"{self.base_url}{path} answered 200 with what is no JSON object: {response.text[:80]!r}"
             elif response is not None:
-                failure = self._explain(path, response)
-                if response.status_code not in _RETRIED or "insufficient_quota" in response.text:
+                failure = explain(f"{self.base_url}{path}", response, self._key())
+                if response.status_code not in RETRIED or "insufficient_quota" in response.text:
                     advice = _ADVICE.get(response.status_code, "")
                     raise Refused(f"{failure}. {advice}".rstrip())
-            wait = self._wait_seconds(attempt, response)
+            wait = wait_seconds(attempt, response, self._max_wait_seconds)
             if wait > self._max_wait_seconds:
                 raise EndpointError(
                     f"{failure}. It asks to wait {wait:.0f} s, and max_wait_seconds is {self._max_wait_seconds:g}: "
@@ -165,43 +158,4 @@ class Endpoint:
         return httpx.Response(response.status_code, content=content, headers=headers), ""
 
     def _key(self) -> str:
-        """The API key; checked here, because httpx would show a malformed one in its error."""
-        if not self._api_key_env:
-            return ""
-        key = os.environ.get(self._api_key_env, "").strip()
-        if not key or not (key.isascii() and key.isprintable()) or " " in key:
-            raise EndpointError(
-                f"The environment variable {self._api_key_env} should hold the API key for {self.base_url}, and "
-                f"{'has characters that no key has' if key else 'is not set'}. Set it, or name another variable."
-            )
-        return key
-
-    def _explain(self, path: str, response: httpx.Response) -> str:
-        """Status and the server's own words, without the key that some servers repeat."""
-        answer = _json_object(response) or {}
-        error = answer.get("error", answer.get("message", answer.get("detail", response.text)))
-        words = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-        if key := self._key():
-            words = words.replace(key, "[REDACTED:api-key]")
-        return f"{self.base_url}{path} answered {response.status_code}: {' '.join(words.split())[:300]}"
-
-    def _wait_seconds(self, attempt: int, response: httpx.Response | None) -> float:
-        """Exponential back-off with jitter, or what the server asks for."""
-        backoff = min(self._max_wait_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-        asked = response.headers.get("retry-after", "") if response is not None else ""
-        try:
-            return max(0.0, float(asked))
-        except ValueError:
-            pass
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return backoff
-
-
-def _json_object(response: httpx.Response) -> dict[str, Any] | None:
-    try:
-        answer = response.json()
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None
+        return api_key(self._api_key_env, self.base_url)

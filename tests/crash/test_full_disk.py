@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import resource
@@ -12,15 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import store_helpers as helpers
 
 from workbench import api
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).with_name("helpers.py"))
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
-
 
 # Fixtures: a log, a store made of it, and a copy that a test may change.
 log, filled, copy = helpers.log, helpers.filled, helpers.copy

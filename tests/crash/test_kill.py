@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import signal
 import subprocess
@@ -10,19 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import killing
 import pytest
+import store_helpers as helpers
 
 from workbench import api
 from workbench.data import spool
 from workbench.data.store import Store
-
-_spec = importlib.util.spec_from_file_location("killing", Path(__file__).with_name("killing.py"))
-assert _spec
-assert _spec.loader
-killing = importlib.util.module_from_spec(_spec)
-sys.modules["killing"] = killing  # its dataclass looks its own module up
-_spec.loader.exec_module(killing)
-helpers = killing.helpers
 
 
 @pytest.fixture(scope="module")

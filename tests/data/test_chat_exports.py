@@ -13,6 +13,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import messages
 
 from workbench.data.importers import importer
 from workbench.data.importers.base import HEAD_BYTES, Probe, Source
@@ -35,10 +36,6 @@ def read(name: str, content: bytes, start: int = 0) -> tuple[list[Record], Count
 
 def sample(name: str, file: str) -> tuple[list[Record], Counter[str]]:
     return read(name, (ROOT / "data/samples" / name / file).read_bytes())
-
-
-def messages(records: list[Record]) -> list[Message]:
-    return [record for record in records if isinstance(record, Message)]
 
 
 def by_id(records: list[Record]) -> dict[str, Message]:

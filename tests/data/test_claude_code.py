@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
+import importer_checks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import assert_accounted, assert_well_formed, messages
 
 from workbench.data.importers import claude_code
-from workbench.data.importers.base import Probe, Source
-from workbench.data.records import PART_KINDS, ROLES, Conversation, Message, Record, Unreadable
+from workbench.data.importers.base import Probe
+from workbench.data.records import Conversation, Message, Record, Unreadable
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data/samples/claude_code").glob("*.jsonl"))
@@ -25,13 +26,7 @@ REAL = sorted(SHARED.rglob("*.jsonl"))
 needs_real = pytest.mark.skipif(not REAL, reason=f"no real logs under {SHARED} (set WORKBENCH_SHARED_DATA)")
 
 
-def read(content: bytes) -> tuple[list[Record], Counter[str]]:
-    source = Source("log.jsonl", io.BytesIO(content))
-    return list(claude_code.read(source)), source.skipped
-
-
-def messages(records: list[Record]) -> list[Message]:
-    return [r for r in records if isinstance(r, Message)]
+read = partial(importer_checks.read, claude_code)
 
 
 def sample(name: str) -> tuple[list[Message], list[Record], Counter[str]]:
@@ -46,36 +41,6 @@ def line(**fields: Any) -> bytes:
 
 def user(text: Any, **fields: Any) -> bytes:
     return line(type="user", message={"role": "user", "content": text}, **fields)
-
-
-def assert_accounted(content: bytes, records: list[Record], skipped: Counter[str]) -> None:
-    """Each line is the place of messages, or counted as skipped, or unreadable: exactly one of them."""
-    spoken = {(m.offset, m.length) for m in messages(records)}
-    unreadable = {(r.offset, r.length) for r in records if isinstance(r, Unreadable)}
-    offset, lines = 0, set()
-    for raw in io.BytesIO(content):
-        lines.add((offset, len(raw)))
-        offset += len(raw)
-    assert spoken | unreadable <= lines
-    assert not spoken & unreadable
-    assert len(spoken) + len(unreadable) + sum(skipped.values()) == len(lines)
-
-
-def assert_well_formed(records: list[Record]) -> None:
-    announced = set()
-    for record in records:
-        if isinstance(record, Conversation):
-            announced.add(record.session_id)
-        elif isinstance(record, Message):
-            assert record.session_id in announced
-            assert record.role in ROLES
-            assert isinstance(record.native_id, str)
-            for part in record.parts:
-                assert part.kind in PART_KINDS
-                assert {type(part.text), type(part.call_id), type(part.name)} <= {str, type(None)}
-                orjson.dumps(part.data)
-            for value in (record.tokens_in, record.tokens_out, record.tokens_cached, record.created_at):
-                assert value is None or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 # -- golden samples -------------------------------------------------------------------------------------------------

@@ -7,17 +7,20 @@ import json
 import os
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import importer_checks
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import messages
 
 from workbench.data.importers import claude_code
 from workbench.data.importers.base import Source
-from workbench.data.records import Conversation, Message, Record
+from workbench.data.records import Conversation, Record
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data/samples/claude_code").glob("*.jsonl"))
@@ -26,13 +29,7 @@ REAL = sorted(SHARED.rglob("*.jsonl"))
 needs_real = pytest.mark.skipif(not REAL, reason=f"no real logs under {SHARED} (set WORKBENCH_SHARED_DATA)")
 
 
-def read(content: bytes) -> tuple[list[Record], Counter[str]]:
-    source = Source("log.jsonl", io.BytesIO(content))
-    return list(claude_code.read(source)), source.skipped
-
-
-def messages(records: list[Record]) -> list[Message]:
-    return [r for r in records if isinstance(r, Message)]
+read = partial(importer_checks.read, claude_code)
 
 
 def read_in_two(content: bytes, boundary: int) -> tuple[list[Record], list[Record], Counter[str], int]:

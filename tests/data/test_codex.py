@@ -6,17 +6,20 @@ import io
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import importer_checks
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import assert_accounted, assert_well_formed, messages
 
 from workbench.data.importers import codex
-from workbench.data.importers.base import Probe, Source
-from workbench.data.records import PART_KINDS, ROLES, Conversation, Message, Record, Unreadable
+from workbench.data.importers.base import Probe
+from workbench.data.records import Conversation, Record, Unreadable
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data/samples/codex").glob("*.jsonl"))
@@ -26,13 +29,7 @@ needs_real = pytest.mark.skipif(not REAL, reason=f"no real logs under {SHARED} (
 META = {"type": "session_meta", "payload": {"id": "s", "cwd": "/p"}}
 
 
-def read(content: bytes, start: int = 0, session: dict[str, Any] | None = None) -> tuple[list[Record], Counter[str]]:
-    source = Source("rollout.jsonl", io.BytesIO(content[start:]), start, session)
-    return list(codex.read(source)), source.skipped
-
-
-def messages(records: list[Record]) -> list[Message]:
-    return [record for record in records if isinstance(record, Message)]
+read = partial(importer_checks.read, codex)
 
 
 def log(*rows: dict[str, Any]) -> bytes:
@@ -51,40 +48,6 @@ def event(kind: str, **fields: Any) -> dict[str, Any]:
 
 def words(content: bytes) -> list[tuple[str, str, str]]:
     return [(m.role, p.kind, p.text) for m in messages(read(content)[0]) for p in m.parts]
-
-
-def assert_accounted(content: bytes, records: list[Record], skipped: Counter[str]) -> None:
-    """Each line is the place of messages, or counted as skipped, or unreadable: exactly one of them."""
-    spoken = {(m.offset, m.length) for m in messages(records)}
-    unreadable = {(r.offset, r.length) for r in records if isinstance(r, Unreadable)}
-    offset, lines = 0, set()
-    for raw in io.BytesIO(content):
-        lines.add((offset, len(raw)))
-        offset += len(raw)
-    assert spoken | unreadable <= lines
-    assert not spoken & unreadable
-    assert len(spoken) + len(unreadable) + sum(skipped.values()) == len(lines)
-
-
-def assert_well_formed(records: list[Record]) -> None:
-    announced = set()
-    for record in records:
-        if isinstance(record, Conversation):
-            announced.add(record.session_id)
-            orjson.dumps(record.meta)
-        elif isinstance(record, Message):
-            assert record.session_id in announced
-            assert record.role in ROLES
-            assert isinstance(record.native_id, str)
-            assert record.native_id
-            for part in record.parts:
-                assert part.kind in PART_KINDS
-                assert isinstance(part.text, str)
-                assert part.call_id is None or isinstance(part.call_id, str)
-                assert part.name is None or isinstance(part.name, str)
-                orjson.dumps(part.data)
-            for value in (record.tokens_in, record.tokens_out, record.tokens_cached, record.created_at):
-                assert value is None or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 # -- golden samples -------------------------------------------------------------------------------------------------

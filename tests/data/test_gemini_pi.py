@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,10 +13,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import messages, read
 
 from workbench.data.importers import gemini_cli, pi
 from workbench.data.importers.base import Source
-from workbench.data.records import Conversation, Message, Part, Record, Unreadable
+from workbench.data.records import Conversation, Message, Part, Unreadable
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data/samples"
@@ -26,17 +26,6 @@ REAL = sorted((SHARED / "agent_logs/gemini").rglob("*.json"))
 LINES = (SAMPLES / "gemini_cli/session-2026-04-02T16-20-b81e77aa.jsonl").read_bytes()
 DOCUMENT = (SAMPLES / "gemini_cli/session-2026-01-14T09-02-6f1d2c30.json").read_bytes()
 PI = (SAMPLES / "pi/2026-03-05T08-40-00_3d9a61c2.jsonl").read_bytes()
-
-
-def read(
-    module: Any, content: bytes, start: int = 0, session: dict[str, Any] | None = None
-) -> tuple[list[Record], Counter[str]]:
-    source = Source("log", io.BytesIO(content[start:]), start, session)
-    return list(module.read(source)), source.skipped
-
-
-def messages(records: list[Record]) -> list[Message]:
-    return [record for record in records if isinstance(record, Message)]
 
 
 def lines(*rows: Any) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -12,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import store_helpers as helpers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.data import importers, ingest
 from workbench.data.ingest import Report
 from workbench.data.store import Store
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 SAMPLES = Path(__file__).parents[2] / "data/samples"
 LOGS = sorted(p for p in SAMPLES.rglob("*") if p.is_file() and p.suffix != ".md")

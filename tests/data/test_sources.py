@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import os
 import random
@@ -11,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import store_helpers as helpers
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,12 +20,6 @@ from workbench.data.ingest import Report
 from workbench.data.sources import find, opened, probe
 from workbench.data.store import Store
 from workbench.errors import InputError
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import signal
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import store_helpers as helpers
 
 from workbench import api
 from workbench.data import spool
@@ -18,13 +18,6 @@ from workbench.data.records import Conversation, Message, Part
 from workbench.data.store import Store
 from workbench.errors import InputError, StoreMissing
 from workbench.memory.index import on_change
-
-HELPERS = Path(__file__).parents[1] / "crash/helpers.py"
-_spec = importlib.util.spec_from_file_location("helpers", HELPERS)
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 
 def notes(path: Path) -> list[str]:
@@ -43,7 +36,7 @@ def test_four_loggers_while_others_ingest_and_recall(tmp_path: Path) -> None:
     api.ingest([logs / "0.jsonl"], path)
     loggers = [
         subprocess.Popen(
-            [sys.executable, str(HELPERS), "log", str(path), f"logger-{i}", str(count)],
+            [sys.executable, helpers.__file__, "log", str(path), f"logger-{i}", str(count)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import random
 import signal
@@ -15,17 +14,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+import store_helpers as helpers
 
 from workbench import api
 from workbench.data import store as store_module
 from workbench.data.store import Store, migrations, schema_version
 from workbench.errors import StoreBusy, StoreDamaged, StoreError, StoreMissing, StoreNewer, StoreReadOnly
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 NEWEST = migrations()[-1][0]
 

@@ -9,15 +9,17 @@ import os
 import random
 from pathlib import Path
 
+import importer_checks
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import spoil
 
 from workbench.data.importers import langfuse, langsmith, otel
 from workbench.data.importers._chat_parts import chat_list, content_digest, token_counts
 from workbench.data.importers.base import HEAD_BYTES, Probe, Source
-from workbench.data.records import PART_KINDS, ROLES, Conversation, Message, Unreadable
+from workbench.data.records import Message
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data" / "samples"
@@ -26,36 +28,16 @@ MODULES = {"otel": otel, "langsmith": langsmith, "langfuse": langfuse}
 SAMPLE_FILES = {"otel": "spans.jsonl", "langsmith": "runs.jsonl", "langfuse": "trace-search.json"}
 
 
-class Result:
-    """Everything that an importer yields for some bytes, checked against the contract."""
+class Result(importer_checks.Result):
+    """No message comes twice, and each stands after the one that it answers."""
 
     def __init__(self, module, raw: bytes) -> None:
-        source = Source("x", io.BytesIO(raw))
-        self.records = list(module.read(source))
-        self.skipped = source.skipped
-        self.messages = [r for r in self.records if isinstance(r, Message)]
-        self.unreadable = [r for r in self.records if isinstance(r, Unreadable)]
-        self.conversations = [r for r in self.records if isinstance(r, Conversation)]
-        seen: set[str] = set()
+        super().__init__(module, raw)
         known: set[tuple[str, str]] = set()
-        for record in self.records:
-            if isinstance(record, Conversation):
-                seen.add(record.session_id)
-                orjson.dumps(record)
-            elif isinstance(record, Message):
-                assert record.session_id in seen, "a message before its conversation"
-                assert record.role in ROLES
-                assert record.parts
-                assert all(p.kind in PART_KINDS and isinstance(p.text, str) for p in record.parts)
-                assert (record.session_id, record.native_id) not in known, "a message twice"
-                known.add((record.session_id, record.native_id))
-                assert record.parent_id is None or (record.session_id, record.parent_id) in known
-                orjson.dumps(record)
-            else:
-                assert isinstance(record, Unreadable)
-
-    def num_accounted(self) -> int:
-        return len(self.messages) + sum(self.skipped.values()) + len(self.unreadable)
+        for message in self.messages:
+            assert (message.session_id, message.native_id) not in known, "a message twice"
+            known.add((message.session_id, message.native_id))
+            assert message.parent_id is None or (message.session_id, message.parent_id) in known
 
     def said(self, session_id: str | None = None) -> list[tuple[str, str]]:
         return [(m.role, "".join(p.text for p in m.parts if p.kind != "thinking"))
@@ -77,24 +59,6 @@ def sample_rows(name: str) -> list:
         except ValueError:
             continue
     return rows
-
-
-def spoil(value, rng: random.Random, rate: float):
-    """A copy of a JSON value in which some values, at any depth, are replaced by ones of another type."""
-    if rng.random() < rate:
-        odd = [None, True, 0, -1, 1 << 60, 1.5, "", "x", "{", [], {}, [[]], [None], {"type": 3}, {"role": []}, ["a", 1],
-               [{"role": "user"}], {"content": [{"type": "image", "source": 1}]}, [["human", {"a": 1}]]]  # fmt: skip
-        return rng.choice(odd)
-    if isinstance(value, dict):
-        return {k: spoil(v, rng, rate) for k, v in value.items() if rng.random() > rate / 4}
-    if isinstance(value, list):
-        return [spoil(v, rng, rate) for v in value]
-    if isinstance(value, str) and value[:1] in "{[" and rng.random() < 0.7:
-        try:
-            return json.dumps(spoil(json.loads(value), rng, rate))
-        except ValueError:
-            return value
-    return value
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -12,10 +12,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from importer_checks import Result, spoil
 
 from workbench.data.importers import atif, openhands, swe_agent
 from workbench.data.importers.base import HEAD_BYTES, Probe, Source
-from workbench.data.records import PART_KINDS, ROLES, Checkpoint, Conversation, Message, Unreadable
+from workbench.data.records import Checkpoint, Conversation
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data" / "samples"
@@ -30,53 +31,8 @@ SAMPLE_FILES = {
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real logs in {REAL} (set WORKBENCH_SHARED_DATA)")
 
 
-class Result:
-    """Everything that an importer yields for some bytes, checked against the contract."""
-
-    def __init__(self, module, raw: bytes, path: str = "x", **known) -> None:
-        source = Source(path, io.BytesIO(raw), **known)
-        self.records = list(module.read(source))
-        self.skipped = source.skipped
-        self.messages = [r for r in self.records if isinstance(r, Message)]
-        self.unreadable = [r for r in self.records if isinstance(r, Unreadable)]
-        self.conversations = [r for r in self.records if isinstance(r, Conversation)]
-        seen: set[str] = set()
-        for record in self.records:
-            if isinstance(record, Conversation):
-                seen.add(record.session_id)
-                orjson.dumps(record)
-            elif isinstance(record, Message):
-                assert record.session_id in seen, "a message before its conversation"
-                assert record.role in ROLES
-                assert record.parts
-                assert all(p.kind in PART_KINDS and isinstance(p.text, str) for p in record.parts)
-                assert isinstance(record.native_id, str)
-                assert record.parent_id is None or isinstance(record.parent_id, str)
-                orjson.dumps(record)
-            else:
-                assert isinstance(record, Unreadable | Checkpoint)
-
-    def texts(self, kind: str) -> list[str]:
-        return [p.text for m in self.messages for p in m.parts if p.kind == kind]
-
-    def num_accounted(self) -> int:
-        return len(self.messages) + sum(self.skipped.values()) + len(self.unreadable)
-
-
 def sample(name: str, file: str) -> bytes:
     return (SAMPLES / name / file).read_bytes()
-
-
-def spoil(value, rng: random.Random, rate: float):
-    """A copy of a JSON value in which some values, at any depth, are replaced by ones of another type."""
-    if rng.random() < rate:
-        odd = [None, True, 0, -1, 1 << 60, 1.5, "", "x", "{", [], {}, [[]], [None], {"type": 3}, {"role": []}, ["a", 1]]
-        return rng.choice(odd)
-    if isinstance(value, dict):
-        return {k: spoil(v, rng, rate) for k, v in value.items() if rng.random() > rate / 4}
-    if isinstance(value, list):
-        return [spoil(v, rng, rate) for v in value]
-    return value
 
 
 @pytest.mark.parametrize("name", MODULES)

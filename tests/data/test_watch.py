@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import signal
 import subprocess
@@ -11,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import store_helpers as helpers
 
 from workbench import api, watch
 from workbench.data.ingest import Report
 from workbench.data.store import Store
 from workbench.errors import InputError, StoreBusy
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 
 class Rounds:

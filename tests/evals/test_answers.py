@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,6 @@ from workbench.evals.graders import Grade
 from workbench.evals.judge import Judge
 from workbench.evals.pair_judge import PairJudge
 from workbench.memory.distillers.llm import DuckDBCache
-
-_SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    pytest.importorskip("httpx", reason="the llm extra is not installed")
-    pytest.importorskip("detect_secrets", reason="the llm extra is not installed")
-    with _MODULE.FakeServer() as running:
-        yield running
 
 
 def verdict(word: str) -> dict[str, str]:

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_made as made
 import pytest
+from bench_made import GREEDY, rows, scored
 
 from workbench.data.store import Store
 from workbench.evals.bench_report import report
-from workbench.evals.bench_run import Policy, Sampling, run_bench
+from workbench.evals.bench_run import Sampling, run_bench
 from workbench.evals.benches import load_bench
 from workbench.evals.benches.base import Bench
 from workbench.evals.environments.rooms import Rooms
 from workbench.evals.verifiers import EXACT, exact
 from workbench.policies.tasks import Task
 
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("bench_made", HERE / "bench_made.py")
-assert _spec
-assert _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-SAMPLING = made.SAMPLING
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-GREEDY = replace(SAMPLING, temperature=0.0)
-COLUMNS = "eval_id, task_id, sample, status, score, text, extracted, grader, tokens, error"
-
-
-def rows(store: Path) -> list[Any]:
-    with Store(store, read_only=True) as opened:
-        return opened.con.execute(f"SELECT {COLUMNS} FROM evaluations ORDER BY ALL").fetchall()
-
-
-def scored(tmp_path: Path, bench: Any, policy: Policy, sampling: Sampling = GREEDY, **options: Any) -> dict[str, Any]:
-    store = tmp_path / "s.duckdb"
-    return report(store, run_bench(store, bench, policy, sampling, **options))
+pytest.importorskip("torch").set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 import re
@@ -14,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_made as made
 import pytest
+from bench_made import GREEDY, SAMPLING, rows, scored
 
 from workbench.data.store import Store
 from workbench.errors import EndpointError, InputError, NotFound
@@ -25,34 +26,7 @@ from workbench.evals.benches import load_bench
 from workbench.evals.environments.rooms import Rooms
 from workbench.evals.verifiers import Verdict
 
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("bench_made", HERE / "bench_made.py")
-assert _spec
-assert _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-SAMPLING = made.SAMPLING
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-GREEDY = replace(SAMPLING, temperature=0.0)
-COLUMNS = "eval_id, task_id, sample, status, score, text, extracted, grader, tokens, error"
-
-
-def rows(store: Path) -> list[Any]:
-    with Store(store, read_only=True) as opened:
-        return opened.con.execute(f"SELECT {COLUMNS} FROM evaluations ORDER BY ALL").fetchall()
-
-
-def scored(tmp_path: Path, bench: Any, policy: Policy, sampling: Sampling = GREEDY, **options: Any) -> dict[str, Any]:
-    store = tmp_path / "s.duckdb"
-    return report(store, run_bench(store, bench, policy, sampling, **options))
+pytest.importorskip("torch").set_num_threads(1)
 
 
 # --- scores and statuses ----------------------------------------------------------------------------------------------
@@ -191,7 +165,7 @@ def test_an_environment_that_raises_is_a_grader_error(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed.duckdb", tmp_path / "whole.duckdb"
-    command = [sys.executable, str(HERE / "bench_made.py"), str(killed), "6"]
+    command = [sys.executable, made.__file__, str(killed), "6"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     before = rows(killed)
     assert len(before) == 60 + SAMPLING.batch_size  # sample 0 of all tasks, and one batch of sample 1

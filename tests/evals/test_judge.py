@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +12,8 @@ pytest.importorskip("detect_secrets", reason="the llm extra is not installed")
 
 from workbench.errors import EndpointError, InputError
 from workbench.evals.asking import Budget
-from workbench.evals.judge import Judge, JudgeItem, build_messages, read_verdict
+from workbench.evals.judge import VERDICTS, Judge, JudgeItem, build_messages, read_choice
 from workbench.llm_client import OpenAIChat
-
-_SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
 
 
 class DictCache(dict[str, str]):
@@ -31,12 +22,6 @@ class DictCache(dict[str, str]):
 
     def put(self, request_hash: str, response: str, tokens_in: int, tokens_out: int) -> None:
         self[request_hash] = response
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with _MODULE.FakeServer() as running:
-        yield running
 
 
 def verdict(word: str, reason: str = "because") -> dict[str, str]:
@@ -74,13 +59,13 @@ def test_verdicts_become_values(server: Any) -> None:
 )  # fmt: skip
 def test_a_verdict_is_never_read_out_of_the_text(text: str) -> None:
     """Silent failure P15: labels by substring accept "not yes" and "yesterday"."""
-    assert read_verdict(text) is None
+    assert read_choice(text, VERDICTS) is None
 
 
 @pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "<think>correct? {{}}</think>\n{}", "\n {} \n"])
 def test_one_object_with_a_known_verdict_is_read(wrap: str) -> None:
     text = wrap.replace("{{}}", "hm").replace("{}", '{"reason": "no", "verdict": "incorrect"}')
-    assert read_verdict(text) == ("incorrect", "no")
+    assert read_choice(text, VERDICTS) == ("incorrect", "no")
 
 
 def test_an_unreadable_verdict_is_asked_again_and_then_a_status(server: Any) -> None:

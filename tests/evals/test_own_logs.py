@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +19,8 @@ from workbench.evals.tasks.base import RecallTask, judgements, oracle_run, rando
 from workbench.evals.tasks.own_logs import MASK, build
 from workbench.memory.distillers.llm import DuckDBCache
 
-_SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-
-
 FIXED = "the sums of the basket are off by a cent"
 REFERENCE = "do in the invoice as in cart/rounding.py back then"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    pytest.importorskip("httpx", reason="the llm extra is not installed")
-    pytest.importorskip("detect_secrets", reason="the llm extra is not installed")
-    with _MODULE.FakeServer() as running:
-        yield running
 
 
 def call(name: str, call_id: str, **arguments: str) -> dict[str, Any]:

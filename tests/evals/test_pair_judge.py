@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +14,6 @@ from workbench.errors import InputError
 from workbench.evals.asking import Budget
 from workbench.evals.pair_judge import PairItem, PairJudge
 from workbench.llm_client import OpenAIChat
-
-_SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with _MODULE.FakeServer() as running:
-        yield running
 
 
 def judge(server: Any, **options: Any) -> PairJudge:

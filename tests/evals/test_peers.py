@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import peers_made as m
 import pytest
 
 from workbench.errors import InputError, MissingExtra
@@ -19,11 +18,6 @@ from workbench.evals.peers import NEEDS_FOLDER, PEERS, load_peer
 from workbench.evals.peers.base import best, folder_sha256
 from workbench.evals.tasks.base import Document
 
-_spec = importlib.util.spec_from_file_location("peers_made", Path(__file__).parent / "peers_made.py")
-assert _spec is not None
-assert _spec.loader is not None
-m: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(m)
 bi_encoder, cross_encoder, peer = m.bi_encoder, m.cross_encoder, m.peer  # fixtures
 DOCUMENTS, LEXICAL, build = m.DOCUMENTS, m.LEXICAL, m.build
 

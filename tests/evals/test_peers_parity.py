@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import socket
 import sqlite3
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers_made as m
 import pytest
 
 from workbench.errors import InputError
@@ -21,11 +21,6 @@ from workbench.evals.peers.okapi import STOP_WORDS, plain_words, stemmed_words
 from workbench.evals.tasks import locomo
 from workbench.evals.tasks.base import Document, judgements, shared_data
 
-_spec = importlib.util.spec_from_file_location("peers_made", Path(__file__).parent / "peers_made.py")
-assert _spec is not None
-assert _spec.loader is not None
-m: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(m)
 bi_encoder, cross_encoder, peer = m.bi_encoder, m.cross_encoder, m.peer  # fixtures
 DOCUMENTS, WORDS, build, tiny_bert = m.DOCUMENTS, m.WORDS, m.build, m.tiny_bert
 

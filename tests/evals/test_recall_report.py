@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recall_made as m
 
 from workbench.errors import InputError
 from workbench.evals import recall_report, recall_scores, stats
@@ -23,12 +23,6 @@ from workbench.evals.recall_report import Options, Section, markdown, section
 from workbench.evals.recall_run import run
 from workbench.evals.recall_viewer import SCRIPT
 from workbench.evals.tasks.base import Document, Query, RecallTask
-
-_spec = importlib.util.spec_from_file_location("recall_made", Path(__file__).parent / "recall_made.py")
-assert _spec is not None
-assert _spec.loader is not None
-m: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(m)
 
 OPTIONS = Options("all", 10, "workbench eval recall --task made")
 

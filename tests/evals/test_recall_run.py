@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recall_made as m
 
 from workbench.data.store import Store
 from workbench.errors import InputError, MissingExtra
@@ -22,13 +22,6 @@ from workbench.evals.recall_html import html
 from workbench.evals.recall_report import Options, section
 from workbench.evals.recall_run import Outcome, Progress, run
 from workbench.evals.tasks.base import Document, RecallTask
-
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("recall_made", HERE / "recall_made.py")
-assert _spec is not None
-assert _spec.loader is not None
-m: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(m)
 
 
 @pytest.fixture
@@ -350,7 +343,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_rows_and_report
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(5)
-    command = [sys.executable, str(HERE / "recall_made.py")]
+    command = [sys.executable, m.__file__]
     whole, killed = tmp_path / "whole.duckdb", tmp_path / "killed.duckdb"
     subprocess.run([*command, str(whole), "60", "0"], check=True, capture_output=True, timeout=120)
     kills = 0
@@ -375,7 +368,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_rows_and_report
 
 
 def test_two_processes_that_run_the_same_leave_one_answer_each(tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / "recall_made.py"), str(tmp_path / "s.duckdb"), "30", "0.01"]
+    command = [sys.executable, m.__file__, str(tmp_path / "s.duckdb"), "30", "0.01"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         assert process.communicate(timeout=120)[0].startswith("started\ndone")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_tensor import LargestTensor
 
 from workbench.errors import InputError
 from workbench.kernels import attention as module
@@ -219,19 +219,6 @@ def test_vmap_and_functional_gradients():
     expected = torch.autograd.grad(attention(*leaves, causal=True, implementation="reference").square().sum(), leaves)
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-class LargestTensor(TorchDispatchMode):
-    """The size of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
 
 
 def largest(**options) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.errors import InputError
 from workbench.kernels import attention_jvp
@@ -249,19 +249,6 @@ def test_what_is_not_supported_is_refused():
         torch.func.jvp(along, (q,), (tq,))
     with pytest.raises(InputError, match="sdpa' has no forward-mode derivative"):
         torch.func.jvp(lambda q: attention(q, k, v, implementation="sdpa"), (q,), (tq,))
-
-
-class LargestTensor(TorchDispatchMode):
-    """The size of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
 
 
 @pytest.mark.parametrize("path", ["auto", "reference"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import duckdb
 import numpy as np
 import orjson
 import pytest
 
-from workbench.data.store import migrations
 from workbench.memory.calibrate import (
     Judged,
     calibrate,
@@ -20,15 +17,6 @@ from workbench.memory.calibrate import (
 )
 from workbench.memory.fusion import Arm
 from workbench.memory.mined_queries import LabelledQuery, commit_subject, store_queries
-
-
-@pytest.fixture
-def con() -> Iterator[duckdb.DuckDBPyConnection]:
-    con = duckdb.connect()
-    for _, sql in migrations():
-        con.execute(sql)
-    yield con
-    con.close()
 
 
 @pytest.mark.parametrize(

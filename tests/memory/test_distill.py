@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import store_helpers as helpers
 
 from workbench import api
 from workbench.data.store import Store
@@ -15,12 +15,6 @@ from workbench.memory import distill as module
 from workbench.memory.distill import distill, num_pending
 from workbench.memory.index import on_memories
 from workbench.memory.types import Distilled, Exchange, Failed, Room
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 
 class First:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
 
 import pytest
+import store_helpers as helpers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +16,6 @@ from workbench.data.records import Conversation, Message, Part
 from workbench.data.store import Store
 from workbench.memory.exchanges import MAX_PLIES, Ply, segment
 from workbench.memory.index import on_change
-
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).parents[1] / "crash/helpers.py")
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 LONG = "x" * 60
 

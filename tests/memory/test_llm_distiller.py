@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import signal
 import subprocess
@@ -25,19 +24,7 @@ from workbench.memory.distillers._llm_record import BadReply, build_prompt, read
 from workbench.memory.distillers.llm import DuckDBCache, LlmDistiller
 from workbench.memory.types import Distilled, Exchange, Failed, FileTouch
 
-_spec = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _spec
-assert _spec.loader
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
-
 ROOM = {"room_type": "concept", "room_key": "k", "room_label": "K", "relevance": 0.5}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with fake.FakeServer() as running:
-        yield running
 
 
 @pytest.fixture

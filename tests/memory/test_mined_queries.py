@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import duckdb
 import orjson
@@ -11,17 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.data.store import migrations
 from workbench.memory.mined_queries import commit_queries, copied, plain, shell_commands, title_queries
-
-
-@pytest.fixture
-def con() -> Iterator[duckdb.DuckDBPyConnection]:
-    con = duckdb.connect()
-    for _, sql in migrations():
-        con.execute(sql)
-    yield con
-    con.close()
 
 
 def committed(con: duckdb.DuckDBPyConnection, seq: int, text: str, message: str, *, edits: bool = True) -> None:

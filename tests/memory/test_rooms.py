@@ -7,7 +7,7 @@ from hashlib import sha256
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.memory.rooms import assign_rooms, concept_key, room_id, rooms_from
+from workbench.memory.rooms import assign_rooms, concept_key, room_id
 from workbench.memory.types import Exchange, FileTouch
 
 
@@ -47,21 +47,6 @@ def test_concept_keys_do_not_depend_on_spelling() -> None:
     assert {concept_key(x) for x in ("Shadow branch", "shadow_branch", "shadowBranch", "SHADOW-BRANCH")} == {
         "shadow-branch"
     }
-
-
-def test_rooms_from_a_model_are_cleaned() -> None:
-    given_items = [
-        {"room_type": "file", "room_key": "src/a.py", "room_label": "a", "relevance": 7},
-        {"room_type": "planet", "room_key": "mars"},
-        {"room_type": "concept", "room_key": ""},
-        {"room_type": "concept", "room_key": "Cart Total", "relevance": "high"},
-        {"room_type": "concept", "room_key": "cart total"},
-    ]
-    rooms = rooms_from(given_items)
-    assert [(r.room_type, r.key, r.relevance) for r in rooms] == [
-        ("file", "src/a.py", 1.0),
-        ("concept", "cart-total", 1.0),
-    ]
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=30), max_size=4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.memory.windowed import windowed
@@ -36,6 +36,7 @@ def test_rows_that_cancel_are_0() -> None:
     np.testing.assert_array_equal(windowed(vectors, *chain(2)), np.zeros((2, 2)))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 8))
 def test_weight_0_and_no_neighbours_leave_the_vectors(seed: int, count: int) -> None:
     vectors = unit_rows(seed, count)
@@ -44,6 +45,7 @@ def test_weight_0_and_no_neighbours_leave_the_vectors(seed: int, count: int) -> 
     np.testing.assert_allclose(windowed(vectors, alone, alone), vectors, rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 8), weight=st.floats(0, 3))
 def test_length_is_1_or_0_and_direction_reverses_with_the_thread(seed: int, count: int, weight: float) -> None:
     vectors = unit_rows(seed, count)

@@ -17,14 +17,11 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
+
+from server_process import JsonHandler, ServerProcess, serve
 
 SEED, HIDDEN = 2, 48
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w25{% endif %}"
@@ -193,20 +190,8 @@ class State:
 STATE = State()
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(JsonHandler):
     model: Model
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-    def send(self, status: int, body: Any, headers: dict[str, str] | None = None, length: int = 0) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(length or len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -256,37 +241,23 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(200, found)
 
 
-class TinyServer:
-    """Starts the server as a process on a free port of 127.0.0.1."""
+class TinyServer(ServerProcess):
+    """The server as the tests see it."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.terminate()
-        self.process.communicate(timeout=20)
+        super().__init__(__file__)
 
     def plan(self, mode: dict[str, Any] | None = None, faults: list[str] | None = None) -> None:
         """Forgets what came; sets what kind of server it is (beside the usual), and the faults to come."""
-        self._control(mode=mode or {}, faults=faults or [])
+        self.control(mode=mode or {}, faults=faults or [])
 
     def bodies(self) -> list[dict[str, Any]]:
         """The requests since the plan."""
-        return self._control()["bodies"]
+        return self.control()["bodies"]
 
     def max_open(self) -> int:
         """At most so many requests were open at once since the plan."""
-        return self._control()["max_open"]
-
-    def _control(self, **command: Any) -> dict[str, Any]:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        url = f"http://127.0.0.1:{self.port}/control"
-        with opener.open(url, data=json.dumps(command).encode(), timeout=20) as response:
-            return json.load(response)
+        return self.control()["max_open"]
 
 
 @functools.cache
@@ -297,16 +268,6 @@ def shared() -> TinyServer:
     return server
 
 
-def main() -> None:
-    """Serves until the process that started it is gone: its end of the pipe closes."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    Handler.model = Model()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    print(server.server_address[1], flush=True)
-    threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    Handler.model = Model()
+    serve(Handler)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from fake_llm_server import FakeServer
 
 from workbench.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("fake_llm_server", ROOT / "tests" / "fake_llm_server.py")
-assert spec is not None
-assert spec.loader is not None
-fake = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake)
 
 
 def test_distil_with_a_model_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "s.duckdb")]
     run([*store, "ingest", str(ROOT / "data" / "samples" / "codex"), "--json"])
-    with fake.FakeServer() as server:
+    with FakeServer() as server:
         command = [*store, "distill", "--distiller", "llm", "--base-url", server.url, "--model", "tiny", "--json"]
         capsys.readouterr()
         assert run([*command, "--limit", "1"]) == 0

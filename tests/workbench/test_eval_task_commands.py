@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,7 @@ from workbench.cli import app, eval_task_commands
 from workbench.cli.eval_commands import group
 from workbench.evals.tasks import task_file
 
-_SPEC = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-
 Run = Callable[..., tuple[int, Any, str]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    pytest.importorskip("httpx", reason="the llm extra is not installed")
-    pytest.importorskip("detect_secrets", reason="the llm extra is not installed")
-    with _MODULE.FakeServer() as running:
-        yield running
 
 
 @pytest.fixture

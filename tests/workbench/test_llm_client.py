@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import socket
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_llm_server import FakeServer
 
 from workbench.errors import EndpointError, InputError, MissingExtra
 from workbench.llm_client import ChatReply, OpenAIChat, estimate_tokens
 
-_spec = importlib.util.spec_from_file_location("fake_llm_server", Path(__file__).parents[1] / "fake_llm_server.py")
-assert _spec
-assert _spec.loader
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
-
 SCHEMA = {"type": "object", "properties": {"exchange_core": {"type": "string"}}}
 MESSAGES = [{"role": "user", "content": "BEGIN LOG a user\nfixed bug 17 in a/b.py\nEND LOG a user"}]
 KEY = "made-up-key-4711-abcdef"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with fake.FakeServer() as running:
-        yield running
 
 
 def ask(server: Any, num: int = 1, **options: Any) -> list[ChatReply]:
@@ -204,7 +190,7 @@ def test_nothing_listens() -> None:
 
 def test_server_that_goes_away_is_an_endpoint_error() -> None:
     async def run() -> None:
-        with fake.FakeServer() as gone:
+        with FakeServer() as gone:
             client = OpenAIChat(gone.url, "tiny", max_retries=1, max_wait_seconds=0.05)
             assert (await client.complete(MESSAGES, SCHEMA)).failure == ""
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import shutil
 import signal
@@ -11,11 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).with_name("helpers.py"))
-assert _spec
-assert _spec.loader
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
+import store_helpers as helpers
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What the tests of stores share: sample logs, the command line in a process of its own, a store's content to compare.
 
-Also run as a script (`python helpers.py log STORE NAME COUNT`) by the test of several processes that log at once.
+Also run as a script (`python store_helpers.py log STORE NAME COUNT`) by the test of several processes that log at once.
 """
 
 from __future__ import annotations

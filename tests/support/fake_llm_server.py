@@ -17,13 +17,11 @@ import json
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from server_process import JsonHandler, ServerProcess, serve
 
 LOG = re.compile(r"BEGIN LOG (\w+) (\w+)\n(.*?)\nEND LOG \1 \2", re.DOTALL)
 
@@ -79,23 +77,10 @@ class Recorder:
         return self._keep(self._raw.readline(n))
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
+class Handler(JsonHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile = Recorder(self.rfile)  # type: ignore[assignment]
-
-    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for k, v in (headers or {}).items():
-            self.send_header(k, v)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
@@ -211,52 +196,29 @@ class Handler(BaseHTTPRequestHandler):
         }
 
 
-class FakeServer:
-    """Starts the server as a process on a free port of 127.0.0.1 and ends it on exit."""
+class FakeServer(ServerProcess):
+    """The server as the tests see it."""
 
-    def __enter__(self) -> FakeServer:
-        self.process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=20)
-
-    def _control(self, **command: Any) -> dict[str, Any]:
-        data = json.dumps(command).encode()
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.port}/control", data=data, timeout=20) as response:
-            return json.load(response)
+    def __init__(self) -> None:
+        super().__init__(__file__)
 
     def plan(self, rules: list[dict[str, Any]] | None = None, refuse: list[str] | None = None) -> None:
         """Forgets all that was received and sets the faults to come."""
-        self._control(do="plan", rules=rules or [], refuse=refuse or [])
+        self.control(do="plan", rules=rules or [], refuse=refuse or [])
 
     def received(self) -> bytes:
         """Every byte that clients have sent since the plan."""
-        return base64.b64decode(self._control(do="received")["bytes"])
+        return base64.b64decode(self.control(do="received")["bytes"])
 
     def bodies(self) -> list[dict[str, Any]]:
         """The chat requests since the plan."""
-        return self._control(do="bodies")["bodies"]
+        return self.control(do="bodies")["bodies"]
 
     def counts(self) -> dict[str, int]:
         """Requests open now, at most open at once, and given up by the client."""
-        report = self._control(do="counts")
+        report = self.control(do="counts")
         return {k: report[k] for k in ("open", "max_open", "dropped")}
 
 
-def main() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    print(server.server_address[1], flush=True)
-    # Ends with the test process, also when that is killed: its end of the pipe closes.
-    threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Handler)

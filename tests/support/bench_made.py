@@ -10,9 +10,12 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.data.store import Store
+from workbench.evals.bench_report import report
 from workbench.evals.bench_run import Policy, Sampling, run_bench
 from workbench.evals.benches.base import Bench
 from workbench.evals.verifiers import NUMBER, number
@@ -90,6 +93,19 @@ def killed_at(batch: int) -> Policy:
 
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=64, batch_size=16)
+GREEDY = replace(SAMPLING, temperature=0.0)
+COLUMNS = "eval_id, task_id, sample, status, score, text, extracted, grader, tokens, error"
+
+
+def rows(store: Path) -> list[Any]:
+    with Store(store, read_only=True) as opened:
+        return opened.con.execute(f"SELECT {COLUMNS} FROM evaluations ORDER BY ALL").fetchall()
+
+
+def scored(tmp_path: Path, bench: Any, policy: Policy, sampling: Sampling = GREEDY, **options: Any) -> dict[str, Any]:
+    store = tmp_path / "s.duckdb"
+    return report(store, run_bench(store, bench, policy, sampling, **options))
+
 
 if __name__ == "__main__":
     run_bench(Path(sys.argv[1]), sums(), killed_at(int(sys.argv[2])), SAMPLING, num_samples=2)
