@@ -8,14 +8,13 @@ Verified by: tests/evals/test_recall_report.py.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from workbench.evals.html_page import document, facts, table
 from workbench.evals.recall_report import Options, Section
 from workbench.evals.recall_scores import COMPARED, SHOWN
 from workbench.evals.recall_svg import Point, scatter
@@ -40,17 +39,9 @@ returns; for the workbench's own, rows before compression.</li>
 def html(sections: Sequence[Section], options: Options) -> str:
     """The whole file."""
     body = "".join(_task(section, number, options) for number, section in enumerate(sections))
-    hash_of_script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash_of_script}'"
-    names = ", ".join(section.summary["task"] for section in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Recall: {escape(names)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>Recall: {escape(names)}</h1><p>Made by <code>{escape(options.command)}</code></p>"
-        f"{body}{_METHOD}<script>{SCRIPT}</script></body></html>\n"
-    )
+    title = "Recall: " + ", ".join(section.summary["task"] for section in sections)
+    body = f"<p>Made by <code>{escape(options.command)}</code></p>{body}{_METHOD}"
+    return document(title, body, STYLE, SCRIPT)
 
 
 def embedded(value: Any) -> str:
@@ -101,16 +92,7 @@ def _facts(summary: dict[str, Any]) -> str:
         "code": summary["code_version"],
         "packages": packages,
     }
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in rows.items()) + "</dl>"
-
-
-def _rows(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table; each row is (class, cells), the cells are markup already."""
-    head = "".join(f"<th>{head}</th>" for head in heads)
-    body = "".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for kind, cells in rows
-    )
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return facts(rows)
 
 
 def _interval(low: float, high: float, signed: bool = False) -> str:
@@ -148,7 +130,7 @@ def _results(summary: dict[str, Any]) -> str:
         if run["num_unindexed"]
     )
     failed_first = f"<p>First failure of each:</p><ul>{told}</ul>" if told else ""
-    return _rows(heads, rows) + failed_first + (f"<ul>{lost}</ul>" if lost else "")
+    return table(heads, rows) + failed_first + (f"<ul>{lost}</ul>" if lost else "")
 
 
 def _frontier(summary: dict[str, Any], comparison: dict[str, Any]) -> str:
@@ -171,7 +153,7 @@ def _categories(summary: dict[str, Any]) -> str:
         for run in summary["runs"]:
             values = [category["runs"][run["name"]][metric] for category in summary["categories"]]
             rows.append(("", [escape(run["name"]), *(f"{value:.3f}" for value in values)]))
-        parts.append(_rows(heads, rows))
+        parts.append(table(heads, rows))
     return "".join(parts)
 
 
@@ -195,7 +177,7 @@ def _comparison(comparison: dict[str, Any]) -> str:
             str(row["num_tied_scores"]),
             "–" if row["smallest_detectable"] is None else f"{row['smallest_detectable']:.3f}",
         ]))  # fmt: skip
-    return title + _rows(heads, rows)
+    return title + table(heads, rows)
 
 
 def _p(value: float) -> str:
@@ -213,5 +195,5 @@ def _times(summary: dict[str, Any]) -> str:
     return (
         "<h3>Times on the machine that ran it</h3><p class=dim>CPU, not clock. They differ from run to run; --no-times "
         f"leaves this table out. The workbench's own configurations: as if each had built and asked alone.</p>"
-        f"{_rows(heads, rows)}"
+        f"{table(heads, rows)}"
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from workbench.evals.svg_axes import Frame, linear_ticks, log_ticks
+
 _WIDTH, _HEIGHT = 860, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 150, 18, 48
 _CHAR_WIDTH, _LABEL_HEIGHT = 5.9, 12
@@ -39,31 +41,14 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     usable = [point for point in points if point.x > 0 and math.isfinite(point.x) and math.isfinite(point.y)]
     if not usable:
         return "<p>Nothing came back, so there is nothing to plot.</p>"
-    xs, ys = _x_axis(usable), _y_axis(usable)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (math.log10(x) - math.log10(xs[0])) / (math.log10(xs[-1]) - math.log10(xs[0]))
-        up = (y - ys[0]) / (ys[-1] - ys[0])
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} by {escape(x_label)}">']
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for x in xs:
-        place = f"{at(x, ys[0])[0]:.1f}"
-        parts.append(f'<line class="g" x1="{place}" y1="{_TOP}" x2="{place}" y2="{bottom}"/>')
-        parts.append(f'<text class="t" x="{place}" y="{bottom + 16}" text-anchor="middle">{x:,.0f}</text>')
-    for y in ys:
-        place = at(xs[0], y)[1]
-        parts.append(f'<line class="g" x1="{_LEFT}" y1="{place:.1f}" x2="{right}" y2="{place:.1f}"/>')
-        parts.append(f'<text class="t" x="{_LEFT - 8}" y="{place + 4:.1f}" text-anchor="end">{y:.2f}</text>')
-    middle = (_TOP + bottom) / 2
-    parts.append(f'<text class="a" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}')
-    parts.append(f'</text><text class="a" transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">')
-    parts.append(f"{escape(y_label)}</text>")
+    xs = log_ticks(min(point.x for point in usable), max(point.x for point in usable))
+    ys = linear_ticks(min(point.y for point in usable), max(point.y for point in usable), smallest_step=0.01)
+    frame = Frame(_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM, xs, ys, is_log_x=True)
+    parts = [frame.opening(x_label, y_label)]
     line = frontier(usable)
-    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p.x, p.y) for p in line))
+    corners = " ".join(f"{frame.x(point.x):.1f},{frame.y(point.y):.1f}" for point in line)
     parts.append(f'<polyline class="f" points="{corners}"/>')
-    placed = [(point, *at(point.x, point.y)) for point in usable]
+    placed = [(point, frame.x(point.x), frame.y(point.y)) for point in usable]
     for point, x, y in placed:
         kind = "m" if point.is_marked else "p"
         tip = f"{escape(point.name)}: {point.x:,.0f}, {point.y:.3f}"
@@ -91,21 +76,3 @@ def _labels(placed: list[tuple[Point, float, float]]) -> list[str]:
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _x_axis(points: Sequence[Point]) -> list[float]:
-    """Ticks 1, 2, 5 x 10^n that enclose the points."""
-    low, high = min(p.x for p in points), max(p.x for p in points)
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-    inner = [tick for tick in ticks if low < tick < high]
-    return [max(t for t in ticks if t <= low), *inner, min(t for t in ticks if t >= high and t > low)]
-
-
-def _y_axis(points: Sequence[Point]) -> list[float]:
-    """Ticks of one step that enclose the points."""
-    low, high = min(p.y for p in points), max(p.y for p in points)
-    step = next((s for s in (0.01, 0.02, 0.05, 0.1) if (high - low) / s <= 8), 0.2)
-    start = math.floor(low / step + 1e-9)
-    end = max(start + 1, math.ceil(high / step - 1e-9))
-    return [round(number * step, 4) for number in range(start, end + 1)]

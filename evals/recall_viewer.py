@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 STYLE = """
-:root{color-scheme:light dark;--fg:#1d2330;--bg:#fff;--dim:#667085;--line:#d9dee7;--a:#2563a8;--b:#c2410c;--ok:#15803d}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e9ef;--bg:#14171d;--dim:#98a2b3;--line:#333a47;--a:#7db3ee;--b:#fb923c;
---ok:#4ade80}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1180px;margin:0 auto;
-padding:20px}
-h1{font-size:24px}h2{font-size:20px;margin-top:44px;border-bottom:1px solid var(--line)}
-h3{font-size:16px;margin-top:28px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;margin:8px 0}
-td,th{padding:4px 9px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}th{color:var(--dim);font-weight:600;vertical-align:bottom}
-small,.dim,.i{color:var(--dim)}.i{font-size:11px;display:block}
-.base{font-weight:700}.bad{color:var(--b)}.good{color:var(--ok)}
-code{overflow-wrap:anywhere;font-size:13px}svg{max-width:860px;width:100%;height:auto;font:11px system-ui,sans-serif}
-svg .g{stroke:var(--line)}svg .t{fill:var(--dim)}svg .a{fill:var(--fg);font-size:12px}
 svg .l{fill:var(--fg);font-size:10.5px}
 svg .p{fill:var(--a)}svg .m{fill:var(--b)}svg .f{fill:none;stroke:var(--a);stroke-dasharray:4 3}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:13px}dt{color:var(--dim)}dd{margin:0;
-overflow-wrap:anywhere}.drill{display:grid;grid-template-columns:320px 1fr;gap:20px}@media(max-width:760px){.drill{
-grid-template-columns:1fr}}.list{max-height:560px;overflow-y:auto;border:1px solid var(--line)}
+.drill{display:grid;grid-template-columns:320px 1fr;gap:20px}@media(max-width:760px){.drill{
+grid-template-columns:1fr}}.list{align-self:start;max-height:560px;overflow-y:auto;border:1px solid var(--line)}
 .list button{display:block;width:100%;text-align:left;font:inherit;font-size:13px;color:inherit;background:none;
 border:0;border-bottom:1px solid var(--line);padding:5px 8px;cursor:pointer;overflow-wrap:anywhere}
 .list button[aria-current=true]{background:var(--line)}

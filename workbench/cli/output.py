@@ -29,7 +29,7 @@ def table(title: str, rows: list[tuple[str, ...]], headers: tuple[str, ...] = ()
         shown.add_column(headers[i] if headers else "", justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    Console(soft_wrap=False).print(shown)
+    Console(soft_wrap=False, markup=False).print(shown)  # a text in brackets is a text, not a colour
 
 
 def number(value: float) -> str:
