@@ -4,7 +4,8 @@
 
 The store is made by the product itself (ingest, distil, vectors) from exchanges whose words are drawn from real ones
 (shared data; Zipf words where it is missing). The peer, in the same run: a cold process that reads the same memories
-from a pickle, builds rank-bm25's BM25Okapi and asks it once.
+from a pickle, builds rank-bm25's BM25Okapi and asks it once. Bytecode is kept between the runs, as it is after an
+installation, even where PYTHONDONTWRITEBYTECODE is set: else each run would compile our modules anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WORKBENCH_SHARED_DATA", ROOT.parent / "shared" / "data"))
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 QUERIES = ["restore the step count guard after a commit", "flaky integration test in the hooks package", "rate limit"]
 PEER = """
 import pickle, sys
@@ -39,7 +41,7 @@ index.get_scores(sys.argv[2].lower().split()).argsort()[-10:]
 def cpu_of(*command: str) -> tuple[float, str]:
     """User plus system seconds of a child process, and what it printed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
@@ -78,7 +80,7 @@ def main() -> None:
         rows = measure(folder, arguments.memories)
     head = f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     lines = [
-        f"`python benchmarks/bench_cli.py --memories {arguments.memories}` · {head} · CPU seconds, minimum of 5",
+        f"`python {' '.join(['benchmarks/bench_cli.py', *sys.argv[1:]])}` · {head} · CPU seconds, minimum of 5",
         "",
     ]
     lines += ["| what | CPU s |", "|---|---|", *(f"| {name} | {seconds:.2f} |" for name, seconds in rows.items())]

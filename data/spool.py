@@ -13,13 +13,13 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workbench.data.importers import workbench_log
-from workbench.data.importers.base import Source
-from workbench.data.ingest import OnChange
 from workbench.data.records import Conversation, Message, Unreadable, digest
 from workbench.data.store import Store, store_errors
-from workbench.data.writer import Writer
+
+if TYPE_CHECKING:
+    from workbench.data.ingest import OnChange
 
 _counter = itertools.count()
 
@@ -34,6 +34,8 @@ def append(store_path: Path, records: Iterable[Conversation | Message]) -> Path:
 
     Raises: StoreReadOnly or StoreFull if the folder cannot be written.
     """
+    from workbench.data.importers import workbench_log
+
     target = folder(store_path)
     name = f"{time.time_ns():020d}-{os.getpid()}-{next(_counter)}"
     with store_errors(store_path):
@@ -69,6 +71,11 @@ def absorb(store: Store, on_change: OnChange | None = None) -> int:
     files = waiting(store.path)
     if not files:
         return 0
+    # Every recall looks whether something waits; what is needed for taking it in is imported only then (6 ms of CPU).
+    from workbench.data.importers import workbench_log
+    from workbench.data.importers.base import Source
+    from workbench.data.writer import Writer
+
     with store.transaction() as con:
         writer = Writer(con)
         for path in files:

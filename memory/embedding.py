@@ -114,15 +114,17 @@ class _StoredEmbedder(LexicalEmbedder):
         if not len(self._known.feature):
             wanted = np.unique(features)
             if len(wanted) <= _LOOK_UP_AT_MOST:
-                return self._read("JOIN (SELECT unnest(?::UBIGINT[]) AS feature) USING (feature)", [wanted])
+                # By row: a join would unpack the vectors of all features (15 ms of CPU for a first query, not 9).
+                rows = "SELECT rowid FROM embedding_features WHERE feature IN (SELECT unnest(?::UBIGINT[]))"
+                return self._read(f"AND rowid IN ({rows})", [wanted])
             self._known = self._read("", [])
         return self._known
 
     def _read(self, chosen: str, parameters: list[Any]) -> Features:
         columns = fetch(
             self._con,
-            f"SELECT feature, idf, vector FROM embedding_features {chosen} WHERE model = ? ORDER BY feature",
-            [*parameters, self.name],
+            f"SELECT feature, idf, vector FROM embedding_features WHERE model = ? {chosen} ORDER BY feature",
+            [self.name, *parameters],
         )
         vectors = np.frombuffer(b"".join(columns["vector"]), "<f2").reshape(-1, self.dim).astype(np.float32)
         return Features(columns["feature"], columns["idf"], vectors)

@@ -138,27 +138,29 @@ def rebuild(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Rebu
 
 def _rows(con: duckdb.DuckDBPyConnection, conversation_ids: list[str]) -> Iterator[tuple[tuple[Any, ...], Pieces]]:
     """The exchanges' rows without seq, in the order of conversation, thread, ply; and their texts' pieces."""
-    first = con.execute(
-        "SELECT coalesce(min(first_seq), 0) FROM conversations WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))",
-        [conversation_ids],
-    ).fetchone()
+    facts = {
+        row[0]: row[1:]
+        for row in con.execute(
+            "SELECT conversation_id, format, coalesce(project, ''), first_seq FROM conversations "
+            "WHERE conversation_id IN (SELECT unnest($1::VARCHAR[]))", [conversation_ids]
+        ).fetchall()
+    }  # fmt: skip
     records = con.execute(
         """
         SELECT m.conversation_id, m.thread, m.ply, m.role, epoch_us(m.created_at), p.kind, p.text, p.name, p.data,
-            c.format, coalesce(c.project, ''), m.source_id
-        FROM messages m JOIN conversations c ON c.conversation_id = m.conversation_id
-        LEFT JOIN (
+            m.source_id
+        FROM messages m LEFT JOIN (
             SELECT message_id, kind, text, name, data, seq, ordinal FROM parts
             WHERE seq >= $seq AND kind IN ('text', 'tool_call')
                 AND conversation_id IN (SELECT unnest($ids::VARCHAR[]))) p ON p.message_id = m.message_id
         WHERE m.seq >= $seq AND m.conversation_id IN (SELECT unnest($ids::VARCHAR[]))
         ORDER BY m.conversation_id, m.thread, m.ply, p.seq, p.ordinal""",
-        {"seq": first[0] if first else 0, "ids": conversation_ids},
+        {"seq": min((first_seq for _, _, first_seq in facts.values()), default=0), "ids": list(facts)},
     )
     return _scanned(
-        _draft(cid, thread, position, project, chunk)
-        for (cid, thread, format, project), group in groupby(_fetched(records), key=lambda r: (r[0], r[1], r[9], r[10]))
-        for position, chunk in enumerate(segment(_plies(group), keep_short=format == OWN_FORMAT))
+        _draft(cid, thread, position, facts[cid][1], chunk)
+        for (cid, thread), group in groupby(_fetched(records), key=lambda r: r[:2])
+        for position, chunk in enumerate(segment(_plies(group), keep_short=facts[cid][0] == OWN_FORMAT))
     )
 
 
@@ -171,7 +173,7 @@ def _plies(records: Iterable[tuple[Any, ...]]) -> Iterator[Ply]:
     for number, group in groupby(records, key=lambda r: r[2]):
         ply: Ply | None = None
         texts: list[str] = []
-        for _, _, _, role, at, kind, text, name, data, _, _, source_id in group:
+        for _, _, _, role, at, kind, text, name, data, source_id in group:
             ply = ply or Ply(number, role, "", at, source_id)
             if kind == "tool_call":
                 ply.calls.append((name or "", orjson.loads(data) if data else None))

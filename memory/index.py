@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import duckdb
 
-from workbench.memory import dense, exchanges, postings
+from workbench.memory import dense, postings
 from workbench.memory.postings import Document
 
 VERBATIM = "verbatim"
@@ -26,6 +26,8 @@ def on_change(
 
     Args: more_follows: another call comes at once, and the last one without this: what can wait may wait for it.
     """
+    from workbench.memory import exchanges  # not needed by recall, and 6 ms of CPU
+
     rebuilt = exchanges.rebuild(con, conversation_ids)
     if rebuilt.removed:
         for (layer,) in con.execute("SELECT name FROM lexical_layers").fetchall():

@@ -4,6 +4,7 @@ Terms are read from the rarest on. As soon as the terms that are left cannot lif
 above the n-th best score so far, only those documents stay candidates that the terms left can still lift over it, and
 the terms left are looked up in these alone. The result is that of adding up everything, to the last bit: every
 document's gains are added in the order of the terms, and what a term does not hold gains 0.
+Terms in memory are treated so range by range of the documents; the n-th best score found so far holds for the next one.
 
 Source: Turtle and Flood 1995, "Query evaluation: strategies and optimizations".
 """
@@ -29,7 +30,10 @@ _SAMPLED = 127
 # better. A guess that decides only whether to look.
 _HOPE = 0.4
 # A term that is read in the time of fewer look-ups is read: to think about it would take as long.
-_WORTH_A_LOOK = 3_000
+_WORTH_A_LOOK = 1_000
+# Documents in memory are looked at by ranges of so many, whose scores stay in the CPU's cache (1.6 MB); what the first
+# ranges have found tells soon which documents of the next ones are not worth a look.
+_RANGE = 200_000
 # Share of the largest possible score that rounding could change, with room to spare.
 _ROUNDING = 1e-9
 
@@ -61,14 +65,6 @@ class Term(Protocol):
         ...
 
 
-def add_up(terms: Sequence[Term], scores: Gains) -> Gains:
-    """Adds to the scores of all documents what they gain."""
-    for term in terms:
-        for positions, gains in term.read():
-            np.add.at(scores, positions, gains)
-    return scores
-
-
 def best_documents(
     terms: Sequence[Term], size: int, n: int, *, allowed: Positions | None = None, blocked: Positions | None = None
 ) -> tuple[Positions, Gains]:
@@ -79,39 +75,79 @@ def best_documents(
         size: how many documents there are.
         n: > 0.
         allowed: ascending positions of the documents that count, None for all.
-        blocked: positions that do not count.
+        blocked: ascending positions that do not count.
     """
     left = np.cumsum([0.0, *(term.bound for term in reversed(terms))])[::-1]
     slack = _ROUNDING * left[0]
     if allowed is not None and len(allowed) < max(term.num_affordable for term in terms):
         return _look_up(terms, left, slack, 0.0, n, allowed, np.zeros(len(allowed)))
-    scores = np.zeros(size)
-    if allowed is not None:
-        scores.fill(-np.inf)
-        scores[allowed] = 0
-    if blocked is not None:
-        scores[blocked] = -np.inf
-    bar = 0.0  # a score that n documents are known to reach
+    # A statement for each range would cost more than the ranges save.
+    length = _RANGE if all(term.is_in_memory for term in terms) else size
+    parts = _Parts(terms)
+    buffer, bar = np.empty(min(length, size)), 0.0  # the bar: a score that n documents are known to reach
+    found_at, found = np.empty(0, np.int64), np.empty(0)
+    for start in range(0, size, length):
+        end = min(start + length, size)
+        scores = buffer[: end - start]
+        scores.fill(0.0 if allowed is None else -np.inf)
+        if allowed is not None:
+            scores[_between(allowed, start, end) - start] = 0
+        if blocked is not None:
+            scores[_between(blocked, start, end) - start] = -np.inf
+        at, some = _best_in_range(terms, parts, left, slack, bar, n, scores, start, (end - start) / size)
+        found_at, found = np.concatenate([found_at, at]), np.concatenate([found, some])
+        if len(found) >= n:
+            bar = max(bar, _nth(found, n))
+    return found_at, found
+
+
+class _Parts:
+    """Takes out of what each term's documents gain what concerns a range of positions; a term is read once."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = terms
+        self._read: dict[int, list[tuple[Positions, Gains]]] = {}
+
+    def add(self, number: int, scores: Gains, start: int) -> None:
+        """Adds the gains of a term to the scores of the documents from start on."""
+        if number not in self._read:
+            self._read[number] = list(self._terms[number].read())
+        for positions, gains in self._read[number]:
+            low, high = np.searchsorted(positions, np.array([start, start + len(scores)], positions.dtype))
+            np.add.at(scores, positions[low:high] - positions.dtype.type(start), gains[low:high])
+
+
+def _between(positions: Positions, start: int, end: int) -> Positions:
+    low, high = np.searchsorted(positions, (start, end))
+    return positions[low:high]
+
+
+def _best_in_range(
+    terms: Sequence[Term], parts: _Parts, left: Gains, slack: float, bar: float, n: int, scores: Gains, start: int,
+    share: float,
+) -> tuple[Positions, Gains]:  # fmt: skip
+    # Of the documents from start on, whose scores begin as given: those that can be among the n best of all.
     for number, term in enumerate(terms):
-        if number and n < size and term.num_affordable >= _WORTH_A_LOOK:
+        num_affordable = int(share * term.num_affordable)
+        if number and n < len(scores) and num_affordable >= _WORTH_A_LOOK:
             sample, rest = scores[::_SAMPLED].copy(), left[number]
             num = len(sample)
-            ranks = num - min(1 + term.num_affordable // _SAMPLED, num), num - max(1, n // _SAMPLED)
+            ranks = num - min(1 + num_affordable // _SAMPLED, num), num - max(1, n // _SAMPLED)
             sample.partition(ranks)
             # The score down to which there are about as many documents as can be looked up at the cost of reading.
             low = max(float(sample[ranks[0]]), slack)
             if max(bar, float(sample[ranks[1]]) + _HOPE * rest) - rest - slack >= low:
-                at = np.flatnonzero(scores >= low)
+                at = np.flatnonzero(scores >= max(low, bar - rest - slack))
                 some = scores[at]
-                bar = max(bar, _reached(terms[number:], n, at, some))
+                if bar - rest - slack < low:
+                    bar = max(bar, _reached(terms[number:], n, at + start, some))
                 if (limit := bar - rest - slack) >= low:
                     kept = some >= limit
-                    return _look_up(terms[number:], left[number:], slack, bar, n, at[kept], some[kept])
-        for positions, gains in term.read():
-            np.add.at(scores, positions, gains)
-    at = best(scores, n)
+                    return _look_up(terms[number:], left[number:], slack, bar, n, at[kept] + start, some[kept])
+        parts.add(number, scores, start)
+    at = np.flatnonzero(scores >= bar) if bar else best(scores, n)
     at = at[scores[at] > 0]
-    return at, scores[at]
+    return at + start, scores[at]
 
 
 def _reached(terms: Sequence[Term], n: int, at: Positions, scores: Gains) -> float:

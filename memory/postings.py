@@ -160,11 +160,13 @@ def compact(con: duckdb.DuckDBPyConnection, layer: str) -> None:
         return
     both = """(SELECT * FROM lexical_postings WHERE layer = $layer AND term BETWEEN $low AND $high
                UNION ALL SELECT * FROM lexical_recent WHERE layer = $layer AND term BETWEEN $low AND $high)"""
-    rows = sum(
+    before, added = (
         _number(con, f"SELECT count(*) FROM lexical_{table} WHERE layer = ?", [target.id])
         for table in ("postings", "recent")
     )
-    parts = 1 + rows // _COMPACT_ROWS_AT_ONCE
+    parts = 1 + (rows := before + added) // _COMPACT_ROWS_AT_ONCE
+    # Only where there were postings before must the sorted ones wait elsewhere until these are gone.
+    into = "lexical_sorted" if before else "lexical_postings"
     # Columns are spelled out: DuckDB 2.0.0 loses rows of a table made by an empty CREATE TABLE AS in the transaction.
     con.execute(
         "CREATE OR REPLACE TEMP TABLE lexical_sorted"
@@ -173,13 +175,15 @@ def compact(con: duckdb.DuckDBPyConnection, layer: str) -> None:
     # Hashes are spread evenly: ranges of them are parts of equal size, and only one part is sorted in memory at once.
     for part in range(parts):
         bounds = {"low": (part << 64) // parts, "high": ((part + 1) << 64) // parts - 1}
-        con.execute(
-            f"INSERT INTO lexical_sorted SELECT * FROM {both} ORDER BY term, doc", {"layer": target.id, **bounds}
-        )
-    for table in ("postings", "recent", "terms", "histogram"):
+        con.execute(f"INSERT INTO {into} SELECT * FROM {both} ORDER BY term, doc", {"layer": target.id, **bounds})
+    for table in ("recent", "terms", "histogram", *(["postings"] if before else [])):
         con.execute(f"DELETE FROM lexical_{table} WHERE layer = ?", [target.id])
     con.execute("INSERT INTO lexical_postings SELECT * FROM lexical_sorted")
-    con.execute("INSERT INTO lexical_terms SELECT layer, term, count(*) FROM lexical_sorted GROUP BY ALL ORDER BY term")
+    con.execute(
+        "INSERT INTO lexical_terms SELECT layer, term, count(*) FROM lexical_postings WHERE layer = ?"
+        " GROUP BY ALL ORDER BY term",
+        [target.id],
+    )
     con.execute(
         "INSERT INTO lexical_histogram SELECT layer, df, count(*) FROM lexical_terms WHERE layer = ? GROUP BY ALL",
         [target.id],

@@ -29,14 +29,21 @@ class Segment:
             columns.append((found.term[starts], counts, positions, _narrow(found.tf), _narrow(found.tf_user)))
         self.terms, counts, self.positions, self.tf, self.tf_user = map(np.concatenate, zip(*columns, strict=True))
         self.bounds = np.concatenate([[0], np.cumsum(counts)])
+        self.lengths: NDArray[np.integer] | None = None
 
-    def find(self, term: int) -> tuple[NDArray, NDArray, NDArray] | None:
-        """The term's postings (ascending positions, tf, tf_user), None if it has none here."""
+    def note_lengths(self, lengths: NDArray[np.integer]) -> None:
+        """Puts the length of its document beside every posting, given the lengths by position."""
+        if self.lengths is None:
+            self.lengths = _narrow(lengths).take(self.positions)
+
+    def find(self, term: int) -> tuple[NDArray, NDArray, NDArray, NDArray | None] | None:
+        """The term's postings (ascending positions, tf, tf_user, lengths), None if it has none here."""
         at = int(np.searchsorted(self.terms, np.uint64(term)))
         if at == len(self.terms) or int(self.terms[at]) != term:
             return None
         part = slice(int(self.bounds[at]), int(self.bounds[at + 1]))
-        return self.positions[part], self.tf[part], self.tf_user[part]
+        lengths = None if self.lengths is None else self.lengths[part]
+        return self.positions[part], self.tf[part], self.tf_user[part], lengths
 
 
 def merged(segments: Sequence[Segment]) -> Segment:

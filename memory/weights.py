@@ -17,15 +17,24 @@ LOOK_UP = (5e-6, 7e-8)
 _ADD, _READ, _READ_WINDOW, _ZERO_WINDOW = 3e-9, 7e-9, 25e-9, 5e-4
 # A term with so many postings is frequent; of all frequent terms together so many are kept (12 to 16 bytes each).
 _FREQUENT, _MAX_KEPT = 10_000, 16_000_000
+# So many gains are worked out in advance at most.
+_MAX_TABLE = 1 << 16
 # A term in a document more often than this is looked at to know how much it may gain there.
 _SELDOM = 3
 
 
 class Piece(NamedTuple):
-    """Postings of one term, parallel arrays: ascending positions of documents, and how often the term counts there."""
+    """Postings of one term, parallel arrays.
+
+    Args:
+        positions: of the documents, ascending.
+        tf: how often the term counts there.
+        lengths: of the documents; None: not at hand.
+    """
 
     positions: Positions
     tf: NDArray
+    lengths: NDArray[np.integer] | None = None
 
 
 class Source(Protocol):
@@ -164,7 +173,7 @@ class ScoredTerm:
         if read is None:
             pieces = self.source.read()
             pieces = pieces if self.links is None else [self._windows(pieces)]
-            read = [(positions, self._gains_once(positions, tf)) for positions, tf in pieces]
+            read = [(piece.positions, self._gains_of(piece)) for piece in pieces]
             if self.kept is not None:
                 self.kept.put(self.key, read)
         for positions, gains in read:
@@ -185,7 +194,7 @@ class ScoredTerm:
             # In the order in which `_windows` adds.
             tf = tf_at(pieces, positions) + tf_at(pieces, after) + tf_at(pieces, before)
         found = np.flatnonzero(tf)
-        gains[found] = self._gains_once(positions[found], tf[found])
+        gains[found] = self._gains_once(self.norms.at(positions[found]), tf[found])
         if self.count != 1:
             gains *= self.count
         return gains
@@ -199,12 +208,21 @@ class ScoredTerm:
         fixed, each = self.source.read_at_seconds()
         return int(max(self.source.read_seconds() + own - fixed, 0) / (each if self.links is None else 3 * each))
 
-    def _gains_once(self, positions: Positions, tf: NDArray) -> Gains:
-        gains = self.norms.at(positions)
-        gains += tf
-        np.divide(tf, gains, out=gains)
-        gains *= self.factor
-        return gains
+    def _gains_of(self, piece: Piece) -> Gains:
+        width, tf = len(self.norms.values), piece.tf
+        size = width * (int(tf.max(initial=0)) + 1)
+        if self.norms.lengths is None or piece.lengths is None or size > min(len(tf), _MAX_TABLE):
+            return self._gains_once(self.norms.at(piece.positions), tf)
+        # Lengths and frequencies are few: what is gained by each pair of them is worked out once and looked up.
+        tfs = np.arange(size // width, dtype=tf.dtype)
+        table = self._gains_once(np.tile(self.norms.values, len(tfs)), np.repeat(tfs, width))
+        return table.take(piece.lengths + tf * np.int32(width))
+
+    def _gains_once(self, norms: NDArray[np.float64], tf: NDArray) -> Gains:
+        norms += tf
+        np.divide(tf, norms, out=norms)
+        norms *= self.factor
+        return norms
 
     def _windows(self, pieces: Sequence[Piece]) -> Piece:
         # Every document that has the term or stands beside one that has it, and how often it counts in its window.
@@ -212,10 +230,10 @@ class ScoredTerm:
         before, after = self.links
         total = np.zeros(len(before) + 1, np.result_type(np.int32, *(piece.tf.dtype for piece in pieces)))
         pieces = [Piece(piece.positions, piece.tf.astype(total.dtype)) for piece in pieces]
-        for positions, tf in pieces:
+        for positions, tf, _ in pieces:
             total[positions] = tf
         for link in (before, after):
-            for positions, tf in pieces:
+            for positions, tf, _ in pieces:
                 np.add.at(total, link.take(positions), tf)
         reached = np.flatnonzero(total[:-1] != 0)  # the last is where those without a neighbour point to
         return Piece(reached, total[reached])
@@ -226,7 +244,7 @@ def largest_share(source: Source, norms: Norms, window: bool) -> float:
     if not source.is_in_memory:
         return 1.0
     largest = 0.0
-    for positions, tf in source.read():
+    for positions, tf, _ in source.read():
         most = float(tf.max(initial=0)) * (3 if window else 1)
         if most > _SELDOM and not window:
             # The few documents that hold the term often are long, as a rule, and gain little more by it.

@@ -302,8 +302,10 @@ def test_the_n_best_are_the_first_n_of_all(
     rng, doc, (con, corpus) = random.Random(seed), 1, begin()
     options = Bm25Options(variant=variant, weight_user=roles[0], weight_assistant=roles[1], window=window)  # type: ignore[arg-type]
     with ExitStack() as patched:
-        for module, name, value in ((maxscore, "_SAMPLED", 1), (maxscore, "_WATCHED_MIN", 1), (bm25, "_LARGE", 0)):
-            patched.enter_context(mock.patch.object(module, name, value))
+        for name in ("_SAMPLED", "_WATCHED_MIN", "_WORTH_A_LOOK"):
+            patched.enter_context(mock.patch.object(maxscore, name, 1))
+        patched.enter_context(mock.patch.object(maxscore, "_RANGE", rng.choice([5, 1_000])))
+        patched.enter_context(mock.patch.object(bm25, "_LARGE", 0))
         patched.enter_context(mock.patch.object(bm25, "_SOME", rng.choice([1, 3, 10_000])))
         patched.enter_context(mock.patch.object(weights, "_FREQUENT", rng.choice([1, 10_000])))
         patched.enter_context(mock.patch.object(weights, "_MAX_KEPT", 40))
@@ -342,6 +344,42 @@ def test_a_cold_index_finds_what_a_compaction_has_moved_since_its_last_query() -
         wanted = WarmBm25(con, "verbatim").search("alpha beta", 5)
     np.testing.assert_array_equal(second[0], wanted[0])
     np.testing.assert_array_equal(second[1], wanted[1])
+
+
+def test_gains_that_are_looked_up_by_length_are_the_same() -> None:
+    con, rng = connect(), random.Random(3)
+    texts = [" ".join(rng.choice(["a", "b", "b", f"w{doc}"]) for _ in range(rng.randint(2, 7))) for doc in range(500)]
+    postings.add(con, "verbatim", "words/1", [(doc, "", text, None) for doc, text in enumerate(texts)])
+    cold, warm = (engine(con, "verbatim").search("b w7 a") for engine in ENGINES)
+    with mock.patch.object(weights, "_MAX_TABLE", 0):
+        without = WarmBm25(con, "verbatim").search("b w7 a")
+    for found in (warm, without):
+        np.testing.assert_array_equal(found[0], cold[0])
+        np.testing.assert_array_equal(found[1], cold[1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_file_that_is_open_read_only_is_looked_at_anew_with_each_connection(
+    tmp_path: Path, engine: type[ColdBm25] | type[WarmBm25]
+) -> None:
+    file = str(tmp_path / "some.duckdb")
+    with duckdb.connect(file) as con:
+        con.execute(SCHEMA)
+        postings.add(con, "verbatim", "words/1", [(0, "", "alpha", None)])
+    with duckdb.connect(file, read_only=True) as con:
+        searcher = engine(con, "verbatim")
+        assert searcher.search("alpha")[0].tolist() == searcher.search("alpha")[0].tolist() == [0]
+    with duckdb.connect(file) as con:
+        postings.add(con, "verbatim", "words/1", [(1, "", "alpha", None)])
+        searcher.attach(con)
+        assert searcher.search("alpha")[0].tolist() == [0, 1]
+        postings.add(con, "verbatim", "words/1", [(2, "", "alpha", None)])
+        assert searcher.search("alpha")[0].tolist() == [0, 1, 2]
+        postings.remove(con, "verbatim", [0])
+    with duckdb.connect(file, read_only=True) as con:
+        searcher.attach(con)
+        assert searcher.search("alpha")[0].tolist() == [1, 2]
+        assert len(searcher) == 2
 
 
 def test_mistakes_are_named() -> None:

@@ -60,6 +60,8 @@ def test_equals_adding_up_everything(data: st.DataObject) -> None:
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(maxscore, "_SAMPLED", data.draw(st.sampled_from([1, 3]))))
         patched.enter_context(mock.patch.object(maxscore, "_WATCHED_MIN", data.draw(st.sampled_from([1, 20]))))
+        patched.enter_context(mock.patch.object(maxscore, "_WORTH_A_LOOK", data.draw(st.sampled_from([1, 1_000]))))
+        patched.enter_context(mock.patch.object(maxscore, "_RANGE", data.draw(st.sampled_from([7, 40, 1_000]))))
         found = best_documents(terms, size, n, allowed=positions, blocked=np.flatnonzero(blocked))
     wanted = top(*everything(terms, allowed & ~blocked), n)
     got = top(*found, n)
@@ -78,6 +80,20 @@ def test_frequent_terms_are_not_read() -> None:
     np.testing.assert_array_equal(scores, expected[1])
     assert terms[1].reads == 0
     assert terms[1].looked_up < 1_000
+
+
+def test_what_the_first_range_found_spares_the_next_ones_the_frequent_term() -> None:
+    rng = np.random.default_rng(2)
+    rare, frequent = np.zeros(4_000), np.full(4_000, 0.3)
+    rare[rng.choice(4_000, 400, replace=False)] = rng.uniform(0.5, 1, 400)
+    terms = [Term(rare, 1.0, 4_000, True), Term(frequent, 0.3, 4_000, True)]
+    with mock.patch.object(maxscore, "_RANGE", 1_000), mock.patch.object(maxscore, "_WORTH_A_LOOK", 1):
+        docs, scores = top(*best_documents(terms, 4_000, 5), 5)
+    expected = top(np.arange(4_000), rare + frequent, 5)
+    np.testing.assert_array_equal(docs, expected[0])
+    np.testing.assert_array_equal(scores, expected[1])
+    assert terms[0].reads == 1
+    assert terms[1].reads == 0
 
 
 def test_few_allowed_documents_are_looked_up_at_once() -> None:

@@ -13,9 +13,13 @@ def main() -> None:
     if "recall" in sys.argv:  # one query is over before BLAS threads (40 ms of CPU) or collecting garbage pay
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         gc.disable()
-    from workbench.cli.app import run
+    try:
+        from workbench.cli.app import run
 
-    code = run(sys.argv[1:])
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules were loaded: nothing had begun
+        sys.stderr.write("workbench: Interrupted before it began.\n")
+        code = 130
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
