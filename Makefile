@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo demo-train test check tests install-light install-all benchmarks clean
+.PHONY: demo demo-train demo-diffusion test check tests install-light install-all benchmarks clean
 
 demo: install-light  ## ingest, distil and recall on the shipped sample logs
 	$(BIN)/workbench demo
 
 demo-train: install-all  ## train a teacher and, by three methods, students; which won? (CPU, minutes)
 	$(BIN)/workbench demo-train
+
+demo-diffusion: install-all  ## train a generator of digits, distil it to one step, draw both (CPU, minutes)
+	$(BIN)/workbench demo-diffusion
 
 test: install-all check tests  ## lint, types, import contract, tests
 

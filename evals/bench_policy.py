@@ -13,7 +13,7 @@ from workbench.errors import InputError
 from workbench.evals.bench_run import Policy
 from workbench.policies.lm.endpoint import Endpoint
 from workbench.policies.lm.episodes import Write, local_writer
-from workbench.policies.lm.local_models import load, stay_offline
+from workbench.policies.lm.local_models import folder_version, load, stay_offline
 from workbench.policies.lm.served import ServedModel
 
 #: What beside weights decides how a model reads and writes: tokenizer, chat template, generation defaults.
@@ -50,7 +50,7 @@ def local_policy(folder: str | Path) -> Policy:
         return checked
 
     version = digest("local", local.version, _small_files(Path(folder).expanduser()), dtype, device)
-    return Policy(str(folder), version, local.tokenizer, writer)
+    return Policy(str(folder), version, local.tokenizer, writer, folder_version(Path(folder).expanduser()))
 
 
 def _small_files(folder: Path) -> str:
@@ -64,8 +64,9 @@ def _small_files(folder: Path) -> str:
 def served_policy(model: str, base_url: str, tokenizer: str | Path, api_key_env: str | None = None) -> Iterator[Policy]:
     """A model behind a server that takes token ids, or at least text.
 
-    The server's own random numbers decide what is sampled: at a temperature above 0 only stored samples are the same
-    again. Other weights under the same name are not noticed: name them anew.
+    A seed goes with every request, and whether it decides what is sampled is the server's matter: at a temperature
+    above 0 only stored samples are surely the same again. Other weights under the same name are not noticed: name them
+    anew.
 
     Args: tokenizer: the model's, a folder.
     Raises: InputError for a folder without tokenizer, EndpointError.
@@ -84,16 +85,18 @@ def served_policy(model: str, base_url: str, tokenizer: str | Path, api_key_env:
             words.chat_template = None  # such a server gets text, and puts its own template around it
 
         def writer(temperature: float, seed: int) -> Write:
-            return served.writer(temperature) if served.capabilities.accepts_ids else _by_text(served, temperature)
+            seed %= 2**31  # some servers take no longer numbers
+            ids = served.capabilities.accepts_ids
+            return served.writer(temperature, seed) if ids else _by_text(served, temperature, seed)
 
         version = digest("served", base_url, model, _small_files(Path(tokenizer).expanduser()))
         yield Policy(f"{model}@{base_url}", version, words, writer)
 
 
-def _by_text(served: ServedModel, temperature: float) -> Write:
+def _by_text(served: ServedModel, temperature: float, seed: int) -> Write:
     def write(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         texts = [str(served.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in prompts]
-        return [one.ids for one in served.write(texts, max_tokens, temperature)]
+        return [one.ids for one in served.write(texts, max_tokens, temperature, seed=seed)]
 
     return write
 

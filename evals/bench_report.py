@@ -72,6 +72,11 @@ def report(path: StorePath, evaluation: Evaluation, *, is_partial: bool = False)
     return found
 
 
+def mean_score(con: duckdb.DuckDBPyConnection, eval_id: str) -> dict[str, Any] | None:
+    """`score` of what an evaluation has by now, complete or not; None where it has nothing."""
+    return _mean(_rows(con, eval_id))
+
+
 def _about(con: duckdb.DuckDBPyConnection, eval_id: str) -> dict[str, Any]:
     names = ("eval_id", "task_set", "split", "data_digest", "model", "model_version", "sampling", "grader")
     rows = con.execute(f"SELECT {', '.join(names)} FROM eval_benches WHERE eval_id = ?", [eval_id]).fetchall()
@@ -81,10 +86,10 @@ def _about(con: duckdb.DuckDBPyConnection, eval_id: str) -> dict[str, Any]:
     return {**about, "sampling": json.loads(about["sampling"])}
 
 
-def _rows(con: duckdb.DuckDBPyConnection, eval_id: str, num_samples: int) -> list[_Row]:
+def _rows(con: duckdb.DuckDBPyConnection, eval_id: str, num_samples: int | None = None) -> list[_Row]:
     rows = con.execute(
-        "SELECT task_id, status, score, extracted, tokens FROM evaluations WHERE eval_id = ? AND sample < ? "
-        "ORDER BY task_id, sample",
+        "SELECT task_id, status, score, extracted, tokens FROM evaluations "
+        "WHERE eval_id = ? AND sample < coalesce(?, sample + 1) ORDER BY task_id, sample",
         [eval_id, num_samples],
     ).fetchall()
     return [_Row(*row) for row in rows]
@@ -135,8 +140,10 @@ def _majority(samples: Sequence[_Row]) -> float:
 def compare(path: StorePath, first: str, second: str) -> dict[str, Any]:
     """Mean difference (first - second) of two evaluations of the same tasks, paired by task.
 
-    A task's score is the mean of its samples, failures as 0.
+    A task's score is the mean of its samples, failures as 0; the interval draws tasks.
 
+    Returns: the difference with its interval, p of sign flips, both mean scores, how many tasks the first did better
+        and worse and equally, how the sampling differs, and the scores of every task.
     Raises: NotFound; InputError if tasks or graders differ.
     """
     with Store(path, read_only=True) as store:
@@ -147,12 +154,27 @@ def compare(path: StorePath, first: str, second: str) -> dict[str, Any]:
             raise InputError(f"{first} and {second} cannot be compared: their {name.replace('_', ' ')}s differ.")
     if means[0].keys() != means[1].keys():
         raise InputError(f"{first} and {second} are not both complete. Run them again to go on.")
-    a, b = ([mean[task_id] for task_id in sorted(mean)] for mean in means)
+    tasks = sorted(means[0])
+    a, b = ([mean[task_id] for task_id in tasks] for mean in means)
     test = paired_randomisation(a, b)
+    settings = [about["sampling"] for about in abouts]
     return {
-        "first": first, "second": second, "tasks": len(a), "difference": _shown(paired_bootstrap(a, b)), "p": test.p,
-        "equal_tasks": test.num_zero,
+        "first": first, "second": second, "models": [about["model"] for about in abouts], "tasks": len(a),
+        "task_set": abouts[0]["task_set"], "split": abouts[0]["split"], "scores": [sum(a) / len(a), sum(b) / len(b)],
+        "difference": _difference(a, b), "p": test.p, "equal_tasks": test.num_zero,
+        "better_tasks": sum(x > y for x, y in zip(a, b, strict=True)),
+        "worse_tasks": sum(x < y for x, y in zip(a, b, strict=True)),
+        "sampling_differs": {
+            name: [one[name] for one in settings] for name in settings[0] if settings[0][name] != settings[1][name]
+        },
+        "items": [{"task_id": task, "first": x, "second": y} for task, x, y in zip(tasks, a, b, strict=True)],
     }  # fmt: skip
+
+
+def _difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    if len(a) < 2:
+        return {"estimate": a[0] - b[0], "low": None, "high": None, "method": "one task: no interval"}
+    return _shown(paired_bootstrap(a, b))
 
 
 def _task_means(con: duckdb.DuckDBPyConnection, eval_id: str) -> dict[str, float]:

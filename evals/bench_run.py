@@ -48,12 +48,14 @@ class Policy:
         tokenizer: as of transformers.
         writer: (temperature, seed) -> what writes completions. A local one may draw from torch's global random state,
             which is seeded before every batch.
+        weights: digest of a model folder, by which the store knows the training run that made it; None = no folder.
     """
 
     name: str
     version: str
     tokenizer: Any
     writer: Callable[[float, int], Write]
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,7 @@ def _told(error: Exception) -> str:
 
 _BENCHES: dict[str, Kind] = {
     "eval_id": "valid", "task_set": "text", "split": "text", "data_digest": "valid", "model": "text",
-    "model_version": "text", "sampling": "text", "grader": "text", "created_at": "time",
+    "model_version": "text", "sampling": "text", "grader": "text", "run_id": "text", "created_at": "time",
 }  # fmt: skip
 _SAMPLES: dict[str, Kind] = {
     "eval_id": "valid", "task_id": "text", "sample": "int", "status": "valid", "score": "real", "text": "text",
@@ -265,10 +267,23 @@ _SAMPLES: dict[str, Kind] = {
 
 
 def _register(con: duckdb.DuckDBPyConnection, eval_id: str, bench: Bench, policy: Policy, sampling: Sampling) -> None:
+    run_id = _made_by(con, policy)
     if not con.execute("SELECT 1 FROM eval_benches WHERE eval_id = ?", [eval_id]).fetchall():
         row = (eval_id, bench.name, bench.split, bench.data_digest(), policy.name, policy.version, sampling.as_json(),
-               bench.grader, time.time_ns() // 1000)  # fmt: skip
+               bench.grader, run_id, time.time_ns() // 1000)  # fmt: skip
         insert_rows(con, "eval_benches", _BENCHES, [row])
+    elif run_id:  # evaluated before the store knew the run
+        con.execute("UPDATE eval_benches SET run_id = ? WHERE eval_id = ? AND run_id IS NULL", [run_id, eval_id])
+
+
+def _made_by(con: duckdb.DuckDBPyConnection, policy: Policy) -> str | None:
+    """The training run that made these weights: of several the one that the model is named by, else the latest."""
+    rows = con.execute(
+        "SELECT a.run_id FROM artifacts a JOIN runs r USING (run_id) WHERE a.kind = 'model' AND a.digest = ? "
+        "ORDER BY contains(?, a.run_id) DESC, r.created_at DESC LIMIT 1",
+        [policy.weights, policy.name],
+    ).fetchall()
+    return rows[0][0] if rows else None
 
 
 def _stored(con: duckdb.DuckDBPyConnection, eval_id: str) -> dict[tuple[str, int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from workbench.errors import NotFound
 
-Access = Literal["none", "text", "top-k", "logits", "logits (self)", "text (self)"]
+Access = Literal["none", "text", "top-k", "logits", "score", "weights", "logits (self)", "text (self)"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +20,7 @@ class Entry:
     """A row of the catalog.
 
     Args:
-        seed: number of the method card.
+        seed: number of the method card; None = there is none: a baseline, or a part that several systems share.
         family: the card's.
         signal: what the teacher gives (text, logits, preferences, …).
         access: how much of the teacher must be open.
@@ -31,7 +32,7 @@ class Entry:
     """
 
     name: str
-    seed: int
+    seed: int | None
     title: str
     arxiv: str
     backend: str
@@ -57,6 +58,20 @@ METHODS = {
     "paced": "workbench.policies.lm.methods.paced",
     "soda": "workbench.policies.lm.methods.soda",
     "step-by-step": "workbench.policies.lm.methods.step_by_step",
+    "flow-matching": "workbench.policies.diffusion.methods.flow_matching",
+    "consistency-distillation": "workbench.policies.diffusion.methods.consistency_distillation",
+    "swiftbrush": "workbench.policies.diffusion.methods.swiftbrush",
+    "sana-sprint": "workbench.policies.diffusion.methods.sana_sprint",
+    "lora-guidance": "workbench.policies.diffusion.methods.lora_guidance",
+    "sid": "workbench.policies.diffusion.methods.sid",
+    "dmd2": "workbench.policies.diffusion.methods.dmd2",
+    "slimflow": "workbench.policies.diffusion.methods.slimflow",
+    "f-distill": "workbench.policies.diffusion.methods.f_distill",
+    "supervised": "workbench.policies.vision.methods.supervised",
+    "meal-v2": "workbench.policies.vision.methods.meal_v2",
+    "logit-standardization": "workbench.policies.vision.methods.logit_standardization",
+    "ps-kd": "workbench.policies.vision.methods.ps_kd",
+    "ofa-kd": "workbench.policies.vision.methods.ofa_kd",
 }
 GROUP = "workbench.methods"
 
@@ -82,4 +97,9 @@ def method_module(name: str) -> Any:
 
 def entries() -> list[Entry]:
     """Every row, in the order of the cards."""
-    return sorted((method_module(name).ENTRY for name in _modules()), key=lambda entry: (entry.seed, entry.name))
+    return in_order(method_module(name).ENTRY for name in _modules())
+
+
+def in_order(rows: Iterable[Entry]) -> list[Entry]:
+    """By card; those without one at the end."""
+    return sorted(rows, key=lambda entry: (entry.seed is None, entry.seed, entry.name))

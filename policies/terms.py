@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Divergence = Literal[
     "forward_kl", "reverse_kl", "jsd", "total_variation", "alpha", "skew_forward_kl", "skew_reverse_kl", "cross_entropy"
 ]
+#: Whether a frozen teacher runs at every step, or its top-k of stored rollouts is read from the store.
+TeacherScores = Literal["live", "stored"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

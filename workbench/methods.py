@@ -24,4 +24,4 @@ MEMORY = Entry(
 
 def entries() -> list[Entry]:
     """All rows, in the order of the cards."""
-    return sorted([MEMORY, *catalog.entries()], key=lambda entry: (entry.seed, entry.name))
+    return catalog.in_order([MEMORY, *catalog.entries()])

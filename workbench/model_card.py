@@ -19,19 +19,9 @@ def card(
 
     Args: version: digest of the trained weights; evaluations: as `evaluations_of` gives them.
     """
-    entry = method_module(recipe["method"]).ENTRY
     tasks = lineage["tasks"]
-    models = [("student", lineage["student"]), *lineage["models"].items()]
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [workbench, distillation]",
-        "---", "",
-        f"# {recipe['method']} · {tasks['set']}", "",
-        f"A student trained by {entry.title} (arXiv {entry.arxiv}, card {entry.seed}), run `{run_id}`.", "",
-        "| | |", "|---|---|",
-        f"| weights | `{version}` |", f"| seed | {recipe['settings']['seed']} |", f"| code | `{code}` |",
-        f"| packages | {', '.join(f'{name} {number}' for name, number in packages.items())} |", "",
-        "## Models", "", "| role | version | from |", "|---|---|---|",
-        *(f"| {role} | `{one['version']}` | {_text(one['source'])} |" for role, one in models), "",
+        *_head(run_id, recipe, lineage, code, packages, version, tasks["set"], "transformers", "text-generation"),
         "## Tasks and rollouts", "",
         f"{tasks['count']:,} tasks of `{tasks['set']}` ({tasks['split']}), digest `{tasks['digest']}`.", "",
     ]  # fmt: skip
@@ -44,14 +34,12 @@ def card(
         ]
     else:
         lines.append("No stored rollouts: everything was written during training.")
-    lines += ["", "## Method", "", f"What is our reading rather than the paper's: {entry.reading}.", ""]
     lines += [
-        "```json",
-        json.dumps({key: recipe[key] for key in ("method", "config", "settings")}, indent=1),
-        "```",
-        "",
+        f"\nScores of `{one['teacher']}` (`{_text(one['version'])}`, prompt `{_text(one['context'])}`): its {one['k']} "
+        f"likeliest words of every token of {one['num']:,} rollouts of {one['policy']}, from the store."
+        for one in lineage.get("scores", ())
     ]
-    lines += ["## Evaluations", ""]
+    lines += ["", *_method(recipe, ("method", "config", "settings")), "## Evaluations", ""]
     if evaluations:
         lines += [
             "| task set | split | grader | answers | not graded | mean score | id |",
@@ -65,6 +53,59 @@ def card(
     else:
         lines.append("None in the store yet.")
     return "\n".join(lines) + "\n"
+
+
+def loop_card(
+    run_id: str, recipe: Mapping[str, Any], lineage: Mapping[str, Any], code: str, packages: Mapping[str, str],
+    version: str, measured: Mapping[str, float],
+) -> str:  # fmt: skip
+    """The same for a network of the loop engine. Args: measured: name -> figure, taken when the run ended."""
+    data, kind = lineage["data"], method_module(recipe["method"]).ENTRY.backend
+    pipeline = {"diffusion": "unconditional-image-generation", "vision": "image-classification"}[kind]
+    lines = [
+        *_head(run_id, recipe, lineage, code, packages, version, data["name"], "pytorch", pipeline),
+        "`workbench.policies.loop.models.load(FOLDER)` reads it.", "",
+        "## Data", "",
+        f"{data['num']:,} rows of `{data['name']}`, shape {data['shape']}, {data['num_classes']} classes, digest "
+        f"`{data['digest']}`.", "",
+    ]  # fmt: skip
+    lines += [
+        f"{one['num']:,} pairs `{one['table']}` of `{one['teacher']}` (`{one['version']}`), "
+        f"{json.dumps(one['sampling'])}, digest `{one['digest']}`.\n"
+        for one in lineage["pools"]
+    ]
+    lines += _method(recipe, ("method", "config", "settings", "student", "data", "evaluation"))
+    lines += ["## Measured when the run ended", "", "| figure | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.6g} |" for name, value in sorted(measured.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _head(
+    run_id: str, recipe: Mapping[str, Any], lineage: Mapping[str, Any], code: str, packages: Mapping[str, str],
+    version: str, about: str, library: str, pipeline: str,
+) -> list[str]:  # fmt: skip
+    entry = method_module(recipe["method"]).ENTRY
+    card = "" if entry.seed is None else f", card {entry.seed}"
+    models = [("student", lineage["student"]), *lineage["models"].items()]
+    return [
+        "---", f"library_name: {library}", f"pipeline_tag: {pipeline}", "tags: [workbench, distillation]", "---", "",
+        f"# {recipe['method']} · {about}", "",
+        f"A student trained by {entry.title} (arXiv {entry.arxiv}{card}), run `{run_id}`.", "",
+        "| | |", "|---|---|",
+        f"| weights | `{version}` |", f"| seed | {recipe['settings']['seed']} |", f"| code | `{code}` |",
+        f"| packages | {', '.join(f'{name} {number}' for name, number in packages.items())} |", "",
+        "## Models", "", "| role | version | from |", "|---|---|---|",
+        *(f"| {role} | `{one['version']}` | {_text(one['source'])} |" for role, one in models), "",
+    ]  # fmt: skip
+
+
+def _method(recipe: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    entry = method_module(recipe["method"]).ENTRY
+    settings = json.dumps({key: recipe[key] for key in shown}, indent=1)
+    return [
+        "## Method", "", f"What is our reading rather than the paper's: {entry.reading}.", "", "```json", settings,
+        "```", "",
+    ]  # fmt: skip
 
 
 def evaluations_of(con: duckdb.DuckDBPyConnection, run_id: str, version: str) -> list[dict[str, Any]]:

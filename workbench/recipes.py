@@ -11,28 +11,30 @@
     output: runs/rooms-gkd
     keep_rollouts: false
 
+Methods on the loop engine (backends diffusion and vision) have recipes of their own: `workbench.loop_recipes`.
+
 Folders are relative to the current folder, `recipe` to the recipe that names it. Keys that are left out have the
 defaults of their dataclass; a key or value that cannot be meant is an InputError that names its place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
-from workbench.errors import InputError, MissingExtra
+from workbench import loop_recipes
+from workbench.errors import InputError
+from workbench.loop_recipes import LoopRecipe
 from workbench.policies.catalog import method_module
 from workbench.policies.lm.settings import Settings
+from workbench.recipe_values import build, check_keys, checked, from_yaml, method_of, set_value, shared_values
 
 #: Name -> (module, class) of an environment that brings its own tasks.
 ENVIRONMENTS = {"rooms": ("workbench.evals.environments.rooms", "Rooms")}
@@ -111,6 +113,7 @@ class RolloutSettings:
         prior: added to the tries that were right and to those that were wrong, so that a rate of a few tries is
             never exactly 0 or 1 (0.5 = Jeffreys); 0 = the plain share.
         noise: share of random moves in an environment's worked answers: context, never a target.
+        top_k: words of each token in a teacher's stored scores, for methods that read them (teacher_scores: stored).
     """
 
     per_task: int = 1
@@ -120,9 +123,10 @@ class RolloutSettings:
     tries: int = 16
     prior: float = 0.5
     noise: float = 0.0
+    top_k: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("per_task", "tries"):
+        for name in ("per_task", "tries", "top_k"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
         if self.temperature < 0 or self.prior < 0 or not 0 <= self.noise <= 1:
@@ -153,7 +157,7 @@ class Recipe:
         return json.loads(json.dumps(asdict(self)))
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | LoopRecipe:
     """Reads a recipe file; overrides are "settings.steps=10", their values YAML.
 
     Raises: InputError with the place of what is wrong; NotFound for an unknown method; MissingExtra without PyYAML.
@@ -163,37 +167,25 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text("utf-8")
     except OSError as error:
         raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    given = _yaml(text, str(path))
+    given = from_yaml(text, str(path))
     if not isinstance(given, dict):
         raise InputError(f"{path} must hold keys and values (method: …), not {given!r:.80}.")
     given = copy.deepcopy(given)  # YAML anchors share what an override must not change twice
     for override in overrides:
-        _set(given, override)
+        set_value(given, override)
     return parse(given, path.parent)
 
 
-def parse(given: Mapping[str, Any], folder: str | Path = ".") -> Recipe:
+def parse(given: Mapping[str, Any], folder: str | Path = ".") -> Recipe | LoopRecipe:
     """A recipe from plain values; `recipe:` paths are relative to the folder. Raises as `read`."""
-    _check_keys(given, [f.name for f in fields(Recipe)], "")
-    for name in ("method", "student", "output"):
-        if name not in given:
-            raise InputError(f"The recipe has no {name!r}. {'' if name != 'output' else 'Name a folder for its runs.'}")
-    method = _value(str, given["method"], "method")
-    values: dict[str, Any] = {
-        "method": method,
-        "config": _build(method_module(method).METHOD, given.get("config") or {}, "config"),
-        "student": _model(given["student"], "student", Path(folder)),
-        "output": str(Path(_value(str, given["output"], "output")).expanduser().absolute()),
-    }
-    models = given.get("models") or {}
-    if not isinstance(models, Mapping):
-        raise InputError(f"models must name a model for each role (models: {{teacher: FOLDER}}), not {models!r}.")
-    values["models"] = {str(name): _model(one, f"models.{name}", Path(folder)) for name, one in models.items()}
+    if method_module(method_of(given)).ENTRY.backend in loop_recipes.BACKENDS:
+        return loop_recipes.parse(given, Path(folder))
+    values = shared_values(given, Recipe, Settings, lambda one, place: _model(one, place, Path(folder)))
     if given.get("environment") is not None:
         values["environment"] = _environment(given["environment"])
-    for name, cls in (("tasks", TaskChoice), ("settings", Settings), ("rollouts", RolloutSettings)):
-        values[name] = _build(cls, given.get(name) or {}, name)
-    values["keep_rollouts"] = _value(bool, given.get("keep_rollouts", False), "keep_rollouts")
+    for name, cls in (("tasks", TaskChoice), ("rollouts", RolloutSettings)):
+        values[name] = build(cls, given.get(name) or {}, name)
+    values["keep_rollouts"] = checked(bool, given.get("keep_rollouts", False), "keep_rollouts")
     _check_tasks(values["tasks"], values.get("environment"))
     return Recipe(**values)
 
@@ -215,36 +207,10 @@ def _check_tasks(tasks: TaskChoice, environment: EnvironmentChoice | None) -> No
         )
 
 
-def _yaml(text: str, place: str) -> Any:
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise MissingExtra("Recipes need the package PyYAML", "train") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
-
-
-def _set(given: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all((*parents, last)):
-        raise InputError(f"An override is KEY=VALUE, for example settings.steps=10, not {override!r}.")
-    at = given
-    for name in parents:
-        if at.get(name) is None:
-            at[name] = {}
-        at = at[name]
-        if not isinstance(at, dict):
-            raise InputError(f"{override!r}: {name!r} is {at!r} in the recipe, which has nothing inside to change.")
-    at[last] = _yaml(text, override)
-
-
 def _model(given: Any, place: str, folder: Path) -> ModelSource:
     if isinstance(given, str):
         return ModelSource(folder=given)
-    source = _build(ModelSource, given, place)
+    source = build(ModelSource, given, place)
     if source.recipe is None:
         return source
     return ModelSource(recipe=str((folder / Path(source.recipe).expanduser()).absolute()))
@@ -254,12 +220,12 @@ def _environment(given: Any) -> EnvironmentChoice:
     options = {"name": given} if isinstance(given, str) else given
     if not isinstance(options, Mapping) or "name" not in options:
         raise InputError(f"environment must have a name, for example {{name: rooms, seed: 0}}, not {given!r}.")
-    name = _value(str, options["name"], "environment.name")
+    name = checked(str, options["name"], "environment.name")
     cls = _environment_class(name)
     parameters = inspect.signature(cls).parameters
     hints = get_type_hints(cls.__init__)
-    _check_keys(options, ["name", *parameters], "environment")
-    chosen = {key: _value(hints[key], value, f"environment.{key}") for key, value in options.items() if key != "name"}
+    check_keys(options, ["name", *parameters], "environment")
+    chosen = {key: checked(hints[key], value, f"environment.{key}") for key, value in options.items() if key != "name"}
     return EnvironmentChoice(name=name, options={key: p.default for key, p in parameters.items()} | chosen)
 
 
@@ -268,44 +234,3 @@ def _environment_class(name: str) -> Any:
         raise InputError(f"environment.name: there is no environment {name!r}; there are {', '.join(ENVIRONMENTS)}.")
     module, cls = ENVIRONMENTS[name]
     return getattr(import_module(module), cls)
-
-
-def _check_keys(given: Mapping[str, Any], known: Sequence[str], place: str) -> None:
-    for key in given:
-        if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-            raise InputError(f"Unknown key {f'{place}.{key}' if place else str(key)!r}; {hint}")
-
-
-def _build(cls: Any, given: Any, place: str) -> Any:
-    """A dataclass from plain values, with the place in every error."""
-    if not isinstance(given, Mapping):
-        raise InputError(f"{place} must hold keys and values, not {given!r}.")
-    _check_keys(given, [f.name for f in fields(cls)], place)
-    for f in fields(cls):
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in given:
-            raise InputError(f"{place}.{f.name} is missing.")
-    hints = get_type_hints(cls)
-    values = {key: _value(hints[key], value, f"{place}.{key}") for key, value in given.items()}
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
-
-
-def _value(hint: Any, value: Any, place: str) -> Any:
-    """The value as its type; nothing is converted but what YAML cannot write."""
-    inner = next((one for one in get_args(hint) if is_dataclass(one)), hint)
-    if is_dataclass(inner):
-        return None if value is None and inner is not hint else _build(inner, value, place)
-    if isinstance(value, str) and float in (hint, *get_args(hint)):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 as a text: it wants 1.0e-4
-            value = float(value)
-    try:
-        # as JSON, because there a tuple can be written, and strict, so that "10" is no number and true is no 1
-        return TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([place, *(str(part) for part in first["loc"] if isinstance(part, int))])
-        raise InputError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}.") from error

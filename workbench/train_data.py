@@ -16,8 +16,9 @@ from workbench.evals.benches import load_bench
 from workbench.evals.benches.base import split_of
 from workbench.policies.nouns import Mixed, Phase, Stored
 from workbench.policies.store import load_rollouts, load_tasks, save_rollouts, save_tasks
-from workbench.policies.tasks import Task
+from workbench.policies.tasks import Task, pass_rate
 from workbench.recipes import Recipe
+from workbench.train_scores import ScoreSupply, Scoring, scored_policies
 
 if TYPE_CHECKING:
     from workbench.evals.verifiers import Verify
@@ -60,6 +61,7 @@ class Data:
     tasks: list[Task]
     stored: dict[str, Stock] = field(default_factory=dict)
     supplies: list[Supply] = field(default_factory=list)
+    scores: list[ScoreSupply] = field(default_factory=list)
 
     def tasks_digest(self) -> str:
         """Of everything in the tasks, pass rates included."""
@@ -153,6 +155,10 @@ class Gatherer:
             stock, supply = self._supply(policy, tasks, self.recipe.rollouts.per_task)
             data.stored[policy] = stock
             data.supplies.append(supply)
+        scoring = Scoring(self.store, self.student, self.models, tasks, self.recipe.rollouts.top_k, self.say)
+        for policy, role in scored_policies(self.phases).items():
+            data.stored[policy], scores = scoring.add(policy, role, data.stored[policy])
+            data.scores.append(scores)
         if any(phase.task_weight for phase in self.phases):
             stock, supply = self._supply(BASE, tasks, self.recipe.rollouts.tries)
             data.tasks = [replace(task, pass_rate=self._rate(task, stock)) for task in tasks]
@@ -166,8 +172,7 @@ class Gatherer:
                 f"The method weights tasks by pass rate, and nothing judges the student's rollouts of {task.id!r}: "
                 f"name a bench or an environment, or store some of {BASE!r} with rewards (rollouts.any_version: true)."
             )
-        prior = self.recipe.rollouts.prior
-        return (sum(reward >= 1 for reward in rewards) + prior) / (len(rewards) + 2 * prior)
+        return pass_rate(rewards, self.recipe.rollouts.prior)
 
     # -- one policy --------------------------------------------------------------------------------------------------
 

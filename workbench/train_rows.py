@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,23 +46,36 @@ def by_other_code(con: duckdb.DuckDBPyConnection, recipe: Any, lineage: Any, run
     return [text for (text,) in rows]
 
 
-class Tracker:
-    """Writes a run's rows.
+def last_metrics(con: duckdb.DuckDBPyConnection, run_id: str) -> dict[str, float]:
+    """The last value of each of a run's metrics, by name; that of the later phase where several phases have it."""
+    rows = con.execute(
+        "SELECT name, value FROM metrics m WHERE run_id = ? ORDER BY "
+        "(SELECT min(rowid) FROM metrics p WHERE p.run_id = m.run_id AND p.phase = m.phase), step",
+        [run_id],
+    ).fetchall()
+    return dict(rows)
 
-    Args: student: whose tokenizer decodes kept rollouts; versions: role -> version of its model; temperature: of fresh
-        rollouts; the last three are for kept rollouts.
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes the rollouts that are kept.
+
+    Args: student: whose tokenizer decodes them; versions: role -> version of its model; temperature: of the rollouts.
     """
 
-    def __init__(
-        self, store: Path, run_id: str, say: Callable[[str], None], student: LocalModel, versions: Mapping[str, str],
-        temperature: float,
-    ) -> None:  # fmt: skip
-        self.store, self.run_id, self.say = store, run_id, say
-        self.student, self.versions, self.temperature = student, versions, temperature
+    student: LocalModel
+    versions: Mapping[str, str]
+    temperature: float
+
+
+class Tracker:
+    """Writes a run's rows. Args: writer: of kept rollouts, where a run has some."""
+
+    def __init__(self, store: Path, run_id: str, say: Callable[[str], None], writer: Writer | None = None) -> None:
+        self.store, self.run_id, self.say, self.writer = store, run_id, say, writer
         self._metrics: list[tuple[str, int, str, float]] = []
         self._kept: list[tuple[str, list[Any]]] = []
         self._flushed_at = float("-inf")
-        self.last: dict[str, float] = {}
 
     def begin(
         self, method: str, recipe: Mapping[str, Any], lineage: Mapping[str, Any], code: str,
@@ -82,7 +96,6 @@ class Tracker:
     def on_metrics(self, phase: str, step: int, numbers: Mapping[str, float]) -> None:
         """Takes numbers in; they reach the store every few seconds."""
         self._metrics += [(phase, step, name, value) for name, value in numbers.items()]
-        self.last |= numbers
         if "loss" in numbers:
             self.say(f"{phase}: step {step}, loss {numbers['loss']:.4g}")
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
@@ -131,10 +144,12 @@ class Tracker:
             )
 
     def _insert_rollouts(self, con: duckdb.DuckDBPyConnection, role: str, rollouts: list[Any]) -> None:
-        texts = [self.student.tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in rollouts]
+        writer = self.writer
+        assert writer is not None
+        texts = [writer.student.tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in rollouts]
         phase, step = rollouts[0].meta["phase"], rollouts[0].meta["step"]
         save_rollouts(
-            con, f"{role}@{self.run_id}", rollouts, texts, tokenizer=self.student.tokens,
-            model_version=self.versions.get(role, f"{self.run_id}, {phase}, step {step}"), run_id=self.run_id,
-            step=step, sampling={"phase": phase, "temperature": self.temperature},
+            con, f"{role}@{self.run_id}", rollouts, texts, tokenizer=writer.student.tokens,
+            model_version=writer.versions.get(role, f"{self.run_id}, {phase}, step {step}"), run_id=self.run_id,
+            step=step, sampling={"phase": phase, "temperature": writer.temperature},
         )  # fmt: skip

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from workbench.errors import InputError
+from workbench.policies.diffusion.options import Solver
 from workbench.policies.diffusion.predict import Predictions
 from workbench.policies.diffusion.schedules import Schedule, expand
 
 Step = Callable[[Predictions, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Solver = Literal["euler", "heun", "ddim"]
 
 
 def uniform_times(

@@ -30,7 +30,8 @@ from workbench.errors import InputError, TrainingError
 from workbench.policies.lm.episodes import encode, generate, roll_out
 from workbench.policies.lm.rollout import Rollout, collate
 from workbench.policies.lm.view import Reader, View
-from workbench.policies.nouns import Fresh, Mixed, Phase, Role, Source, Stored
+from workbench.policies.nouns import Fresh, Mixed, Phase, Role, Source, Stored, parts
+from workbench.policies.running import fingerprint
 from workbench.policies.tasks import Environment, Task
 
 STATE_FILE = "workbench_state.json"
@@ -44,7 +45,8 @@ class LmTrainer(DistillationTrainer):
         args: TRL's; `max_completion_length` and `temperature` are those of fresh rollouts.
         phase: what to do.
         tasks: with a weight of 0 (`phase.task_weight`) or, where a segment is stored, without a rollout: left out.
-        models: role name -> frozen model, for roles whose origin is "given".
+        models: role name -> frozen model, for roles whose origin is "given"; not needed where stored rollouts come with
+            the role's scores.
         stored: policy name -> task id -> rollouts.
         environment: for multi-turn tasks.
         keep: called with (segment, policy, rollouts) for what was freshly written (their meta says phase and step);
@@ -62,6 +64,13 @@ class LmTrainer(DistillationTrainer):
         environment: Environment | None = None, keep: Any = None, callbacks: list[Any] | None = None,
         peft_config: Any = None,
     ) -> None:  # fmt: skip
+        if phase.role_terms or not all(
+            isinstance(part, Stored | Fresh) for s in phase.sources.values() for part in parts(s)
+        ):
+            raise InputError(
+                f"Phase {phase.name!r} trains roles beside the student, or makes its batches: this engine has no place "
+                "for either. It is a phase of the loop engine (workbench.policies.loop)."
+            )
         self.phase, self.environment, self._keep = phase, environment, keep
         self._stored, self._tokens = stored or {}, {}
         self._weights = {task.id: phase.task_weight(task) if phase.task_weight else 1.0 for task in tasks}
@@ -84,7 +93,9 @@ class LmTrainer(DistillationTrainer):
             model=cast(Any, model), args=args, processing_class=tokenizer, callbacks=callbacks, peft_config=peft_config,
             train_dataset=Dataset.from_dict({"prompt": [""] * len(usable), "task": list(range(len(usable)))}),
         )  # fmt: skip
-        self._readers = {role.name: self._reader(role, models or {}) for role in phase.roles}
+        given = models or {}
+        scored = scoring_roles(phase) - set(given)
+        self._readers = {role.name: self._reader(role, given) for role in phase.roles if role.name not in scored}
         self._averages = {role.name: role.decay for role in phase.roles if role.origin == "ema"}
         self._add_modules()
         self._totals: dict[str, tuple[Tensor, Tensor]] = {}
@@ -140,7 +151,7 @@ class LmTrainer(DistillationTrainer):
             if getattr(term, "teacher", None) != "stored":
                 continue
             segment, temperature = getattr(term, "segment", "main"), getattr(term, "temperature", 1.0)
-            for part in _parts(self.phase.sources[segment]):
+            for part in parts(self.phase.sources[segment]):
                 if not isinstance(part, Stored) or part.with_scores is None:
                     raise InputError(
                         f"{where}: a term reads stored scores, and the segment {segment!r} comes from {part}, which "
@@ -152,7 +163,7 @@ class LmTrainer(DistillationTrainer):
                     "be tempered, because its tail is not known. Take temperature 1, or a teacher that is a role."
                 )
         for source in self.phase.sources.values():
-            for part in _parts(source):
+            for part in parts(source):
                 if isinstance(part, Stored) and part.with_scores is not None:
                     _check_scored(part, [r for task in self._tasks for r in self._stored[part.policy][task.id]])
 
@@ -169,7 +180,7 @@ class LmTrainer(DistillationTrainer):
             rollouts = self._draw(segment, source, tasks)
             weights = [self._weights[task.id] for task in tasks]
             student_context = self.phase.contexts.get(segment, "prompt")
-            contexts = {student_context, *(role.context for role in self.phase.roles)}
+            contexts = {student_context, *(reader.context for reader in self._readers.values())}
             prompts = {context: [self._encode(task, context) for task in tasks] for context in contexts}
             tensors = collate(rollouts, prompts, weights, cast(int, self._tokenizer.pad_token_id))
             tensors["sequence_weights"] = torch.tensor(weights)
@@ -200,7 +211,7 @@ class LmTrainer(DistillationTrainer):
                     rollout.meta |= {"phase": self.phase.name, "step": self.state.global_step}
                 self._keep(segment, source.role, rollouts)
             return rollouts
-        found = [self._stored[source.policy][task.id] for task in tasks]
+        found = [self._stored[cast(Stored, source).policy][task.id] for task in tasks]
         return [some[0] if len(some) == 1 else some[int(torch.randint(len(some), ()))] for some in found]
 
     def _write(self, role: str, tasks: list[Task]) -> list[Rollout]:
@@ -321,13 +332,22 @@ def _call(function: Any, *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _parts(source: Source) -> tuple[Stored | Fresh, ...]:
-    return (source.first, source.second) if isinstance(source, Mixed) else (source,)
-
-
 def _policies(phase: Phase) -> set[str]:
-    parts = [part for source in phase.sources.values() for part in _parts(source)]
-    return {part.policy for part in parts if isinstance(part, Stored)}
+    return {part.policy for source in phase.sources.values() for part in parts(source) if isinstance(part, Stored)}
+
+
+def scoring_roles(phase: Phase) -> set[str]:
+    """Given roles whose scores come with stored rollouts: the phase needs no model of them."""
+    stored = [part for source in phase.sources.values() for part in parts(source) if isinstance(part, Stored)]
+    return {role.name for role in phase.roles if role.origin == "given"} & {part.with_scores for part in stored}
+
+
+def asked_roles(phases: Sequence[Phase]) -> set[str]:
+    """Given roles that some phase needs a model of."""
+    return {
+        role.name for phase in phases for role in phase.roles
+        if role.origin == "given" and role.name not in scoring_roles(phase)
+    }  # fmt: skip
 
 
 def _check_scored(source: Stored, rollouts: Sequence[Rollout]) -> None:
@@ -348,5 +368,4 @@ def _check_scored(source: Stored, rollouts: Sequence[Rollout]) -> None:
 
 
 def _fingerprint(model: Any) -> list[tuple[float, float]]:
-    trained = [p.detach().double() for p in model.parameters() if p.requires_grad]
-    return [(float(p.sum()), float(p.square().sum())) for p in trained]
+    return fingerprint(p for p in model.parameters() if p.requires_grad)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from workbench.data.records import digest
 from workbench.errors import InputError
 from workbench.policies.lm.tiny import make_model, make_tokenizer
+from workbench.policies.versions import folder_version, weights_version
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LocalModel:
-    """A model with its tokenizer.
+    """A model with its tokenizer; its weights are read when `model` is first asked for.
 
-    Args: version: digest of its weights; tokens: digest of its vocabulary; source: what people call it.
+    Args: read: gives the model; version: digest of its weights, and their dtype where it is not float32; tokens: digest
+        of its vocabulary; source: what people call it.
     """
 
-    model: Any
+    read: Callable[[], Any]
     tokenizer: Any
     version: str
     tokens: str
     source: str
+
+    @cached_property
+    def model(self) -> Any:
+        """The model; raises InputError if it cannot be read."""
+        return self.read()
 
 
 def stay_offline() -> None:
@@ -35,13 +42,13 @@ def stay_offline() -> None:
 
 
 def load(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> LocalModel:
-    """Loads a causal language model and its tokenizer; code that a folder brings is never run.
+    """A causal language model and its tokenizer; code that a folder brings is never run.
 
     Args: dtype: a name of torch's, of the weights in memory.
 
     Raises: InputError if the folder lacks the configuration, the safetensors or the tokenizer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
@@ -51,41 +58,51 @@ def load(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> 
             f"{folder} has no *.safetensors. Other formats can run code when they are read: convert the model with "
             "save_pretrained() where it is trusted."
         )
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **_SAFE)
     except (OSError, ValueError) as error:
-        raise InputError(f"The model in {folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
-    return LocalModel(model.to(device), tokenizer, folder_version(folder), vocabulary_version(tokenizer), str(folder))
+        raise _unreadable(folder, error) from error
+    version = folder_version(folder)
+    return LocalModel(
+        lambda: _read(folder, dtype, device), tokenizer, version if dtype == "float32" else f"{version}, {dtype}",
+        vocabulary_version(tokenizer), str(folder),
+    )  # fmt: skip
+
+
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _read(folder: Path, dtype: str, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **_SAFE)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return _with_our_attention(model).to(device)
+
+
+def _with_our_attention(model: Any) -> Any:
+    """The model with workbench.kernels.attention, where its class takes attention from outside; else with its own."""
+    from workbench.kernels import attention_transformers
+
+    if model._supports_attention_backend:
+        attention_transformers.register()
+        model.set_attn_implementation(attention_transformers.NAME)
+    return model
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"The model in {folder} cannot be loaded: {' '.join(str(error).split())[:400]}")
 
 
 def make(words: Sequence[str], *, hidden: int, layers: int, seed: int, device: str = "cpu") -> LocalModel:
     """A tiny Llama with random weights over a closed list of words."""
     tokenizer = make_tokenizer(words)
-    model = make_model(tokenizer, seed, hidden, layers)
+    model = _with_our_attention(make_model(tokenizer, seed, hidden, layers))
     source = f"new (hidden {hidden}, layers {layers}, seed {seed})"
-    return LocalModel(model.to(device), tokenizer, weights_version(model), vocabulary_version(tokenizer), source)
-
-
-def folder_version(folder: Path) -> str:
-    """Digest of a model folder's configuration and weights."""
-    hashes = []
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        with path.open("rb") as file:
-            hashes += [path.name, hashlib.file_digest(file, "sha256").digest()]
-    return digest("model", *hashes)
-
-
-def weights_version(model: Any) -> str:
-    """Digest of a model's weights in memory."""
-    import torch
-
-    parts: list[str | bytes] = []
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        parts += [name, str(tensor.dtype), hashlib.sha256(data).digest()]
-    return digest("weights", *parts)
+    model = model.to(device)
+    return LocalModel(lambda: model, tokenizer, weights_version(model), vocabulary_version(tokenizer), source)
 
 
 def vocabulary_version(tokenizer: Any) -> str:

@@ -9,17 +9,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from workbench.errors import InputError, TrainingError
-from workbench.policies.lm.engine import LmTrainer
+from workbench.policies.lm.engine import LmTrainer, asked_roles, scoring_roles
 from workbench.policies.lm.episodes import encode
 from workbench.policies.lm.rollout import Rollout
 from workbench.policies.lm.run import Settings, _arguments, _with_lora
-from workbench.policies.nouns import Fresh, Method, Mixed, Phase, Stored, Term
+from workbench.policies.nouns import Fresh, Method, Mixed, Phase, Source, Stored, Term
 from workbench.policies.tasks import Environment, Task
 from workbench.policies.terms import CrossEntropy
 
@@ -34,7 +34,8 @@ ROUNDING = 1e-5
 class Job:
     """What is about to be trained.
 
-    Args: models, tokenizers: of the roles that are given, by name; stored: policy -> task id -> rollouts.
+    Args: models, tokenizers: of the roles that are given, by name, with no model of those whose stored scores are read;
+        stored: policy -> task id -> rollouts.
     """
 
     student: Any
@@ -48,7 +49,7 @@ class Job:
     environment: Environment | None = None
 
     def given_roles(self) -> list[str]:
-        """Names of the frozen models that the phases ask for, sorted."""
+        """Names of the frozen models that the phases ask for, or whose scores they read, sorted."""
         return sorted({r.name for phase in self.method.phases() for r in phase.roles if r.origin == "given"})
 
 
@@ -56,7 +57,8 @@ def check(job: Job) -> None:
     """Runs every check; raises InputError for what does not fit together, TrainingError for a loss without effect."""
     check_models(job)
     check_tokenizer(job.tokenizer, "student")
-    for name in job.given_roles():
+    check_scores(job)
+    for name in (role for role in job.given_roles() if role in job.tokenizers):
         check_tokenizer(job.tokenizers[name], name)
         check_same_vocabulary(job, name)
         check_same_template(job, name)
@@ -66,12 +68,25 @@ def check(job: Job) -> None:
 
 
 def check_models(job: Job) -> None:
-    """Every given role has a model."""
-    for name in job.given_roles():
+    """Every given role that is asked has a model."""
+    for name in sorted(asked_roles(job.method.phases())):
         if name not in job.models or name not in job.tokenizers:
             raise InputError(
                 f"The method needs a model for the role {name!r}; given were {', '.join(job.models) or 'none'}. "
                 f"Add models.{name} to the recipe."
+            )
+
+
+def check_scores(job: Job) -> None:
+    """Stored scores are of words that the student predicts."""
+    words = job.student.get_output_embeddings().weight.shape[0]
+    for policy, stock in job.stored.items():
+        scored = [r for rollouts in stock.values() for r in rollouts if r.scores is not None and r.scores.ids.size]
+        largest = max((int(rollout.scores.ids.max()) for rollout in scored if rollout.scores is not None), default=-1)
+        if largest >= words:
+            raise InputError(
+                f"The stored scores of the rollouts of {policy!r} list word {largest}, and the student predicts "
+                f"{words}: they are a teacher's with another vocabulary. Score with one of the student's."
             )
 
 
@@ -106,10 +121,11 @@ def check_same_vocabulary(job: Job, role: str) -> None:
     for token, mine, other in pairs:
         if mine != other:
             raise InputError(f"Token {token} is {mine!r} for the student and {other!r} for {role!r}. {advice}")
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (job.student, job.models[role])]
-    if sizes[0] != sizes[1]:
+    models = [job.student, *([job.models[role]] if role in job.models else [])]
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in models]
+    if sizes[0] != sizes[-1]:
         raise InputError(
-            f"The student predicts {sizes[0]} logits, {role!r} {sizes[1]}, with the same tokens: one is padded. Call "
+            f"The student predicts {sizes[0]} logits, {role!r} {sizes[-1]}, with the same tokens: one is padded. Call "
             f"resize_token_embeddings({min(sizes)}) on the larger one and save it."
         )
 
@@ -149,6 +165,8 @@ def check_lengths(job: Job) -> None:
         longest = max(_completion_tokens(job, source) for source in phase.sources.values())
         readers = {"student": (job.student, {*(phase.contexts.get(name, "prompt") for name in phase.sources)})}
         for role in phase.roles:
+            if role.name in scoring_roles(phase) and role.name not in job.models:
+                continue
             readers[role.name] = (job.models.get(role.name, job.student), {role.context})
         for name, (model, contexts) in readers.items():
             _check_reader(job, phase, name, model, contexts, longest)
@@ -175,12 +193,12 @@ def _check_reader(job: Job, phase: Phase, name: str, model: Any, contexts: set[s
                 )
 
 
-def _completion_tokens(job: Job, source: Stored | Fresh | Mixed) -> int:
+def _completion_tokens(job: Job, source: Source) -> int:
     if isinstance(source, Mixed):
         return max(_completion_tokens(job, source.first), _completion_tokens(job, source.second))
     if isinstance(source, Fresh):
         return job.settings.max_completion_tokens
-    stock = job.stored.get(source.policy, {})
+    stock = job.stored.get(cast(Stored, source).policy, {})
     return max((len(r.completion_ids) for task in job.tasks for r in stock.get(task.id, [])), default=0)
 
 

@@ -24,6 +24,8 @@ from workbench.policies.lm.view import backbone, head_of
 from workbench.policies.store import load_scores, save_scores, score_id
 from workbench.policies.tasks import Task
 
+#: Token ids of what the teacher reads, and of what it scores after it.
+Pair = tuple[Sequence[int], Sequence[int]]
 #: Rows of logits held at once.
 _LOGIT_ROWS = 512
 
@@ -120,23 +122,40 @@ def attach(
 
     Raises: InputError if a task has no prompt in `prompts`, or k cannot be had.
     """
-    pairs: dict[str, tuple[Sequence[int], Sequence[int]]] = {}
-    keys = []
-    for rollout in rollouts:
-        prompt = _prompt(rollout, prompts)
-        keys.append(score_id(teacher.version, k, prompt, rollout.completion_ids))
-        pairs[keys[-1]] = (prompt, rollout.completion_ids)
+    keys, pairs = keyed(teacher.version, rollouts, k, prompts)
     found = load_scores(con, list(pairs))
     missing = [key for key in pairs if key not in found]
     for start in range(0, len(missing), chunk):
-        part = missing[start : start + chunk]
-        made = teacher.top_k([pairs[key][0] for key in part], [pairs[key][1] for key in part], k)
-        fresh = {key: _as_stored(scores) for key, scores in zip(part, made, strict=True)}
+        fresh = score(teacher, {key: pairs[key] for key in missing[start : start + chunk]}, k)
         save_scores(con, teacher.version, fresh)
         found |= fresh
+    return with_scores(rollouts, [found[key] for key in keys], name, teacher.version)
+
+
+def keyed(
+    version: str, rollouts: Sequence[Rollout], k: int, prompts: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[str], dict[str, Pair]]:
+    """The key of each rollout's scores, and what is scored by key; arguments as in `attach`."""
+    pairs: dict[str, Pair] = {}
+    keys = []
+    for rollout in rollouts:
+        prompt = _prompt(rollout, prompts)
+        keys.append(score_id(version, k, prompt, rollout.completion_ids))
+        pairs[keys[-1]] = (prompt, rollout.completion_ids)
+    return keys, pairs
+
+
+def score(teacher: Scorer, pairs: Mapping[str, Pair], k: int) -> dict[str, Scores]:
+    """New scores by key, in the store's precision, so that they train like those that are read back."""
+    made = teacher.top_k([prompt for prompt, _ in pairs.values()], [ids for _, ids in pairs.values()], k)
+    return {key: _as_stored(scores) for key, scores in zip(pairs, made, strict=True)}
+
+
+def with_scores(rollouts: Sequence[Rollout], scores: Sequence[Scores], name: str, version: str) -> list[Rollout]:
+    """The rollouts with their scores, known as those of the teacher `name`."""
     return [
-        replace(rollout, scores=found[key], meta={**rollout.meta, "scores_of": name, "scores_version": teacher.version})
-        for rollout, key in zip(rollouts, keys, strict=True)
+        replace(rollout, scores=one, meta={**rollout.meta, "scores_of": name, "scores_version": version})
+        for rollout, one in zip(rollouts, scores, strict=True)
     ]
 
 
@@ -161,7 +180,7 @@ def _prompt(rollout: Rollout, prompts: Mapping[str, Sequence[int]] | None) -> Se
 
 
 def _as_stored(scores: Scores) -> Scores:
-    """In the store's precision, so that scores that were just made train like those that are read back."""
+    """In the store's precision."""
     return Scores(scores.ids.astype("<i4"), scores.logprobs.astype("<f2"))
 
 

@@ -86,12 +86,23 @@ class ServedModel:
             for task, prompt, one in zip(owners, prompts, written, strict=True)
         ]
 
-    def writer(self, temperature: float = 1.0) -> Write:
-        """The model as a policy for `episodes.roll_out`, turn by turn; raises InputError if it takes no token ids."""
+    def writer(self, temperature: float = 1.0, seed: int | None = None) -> Write:
+        """The model as a policy for `episodes.roll_out`, turn by turn.
+
+        Args: seed: of the first request; each further one has the next number. None = the server's own. Whether the
+            same seed gives the same text is the server's matter.
+
+        Raises: InputError if it takes no token ids.
+        """
         self._needs_ids("an episode's turns follow token ids")
+        num_asked = 0
 
         def write(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-            return [one.ids for one in self._write([{"prompt": list(ids)} for ids in prompts], max_tokens, temperature)]
+            nonlocal num_asked
+            first = None if seed is None else seed + num_asked
+            num_asked += len(prompts)
+            asked = [{"prompt": list(ids)} for ids in prompts]
+            return [one.ids for one in self._write(asked, max_tokens, temperature, seed=first)]
 
         return write
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import signal
@@ -317,6 +318,73 @@ def test_only_what_was_judged_alike_is_compared(tmp_path: Path) -> None:
         compare(store, one, third)
     with pytest.raises(NotFound):
         compare(store, one, "nothing")
+
+
+def test_two_evaluations_are_compared_item_by_item(tmp_path: Path) -> None:
+    """Against the rows themselves; a task is the mean of its samples, however many each side has."""
+    store, bench = tmp_path / "s.duckdb", made.sums(30)
+    one = run_bench(store, bench, made.adder(0.7, version="one"), SAMPLING, num_samples=3).eval_id
+    other = run_bench(store, bench, made.adder(0.4, version="other"), replace(SAMPLING, max_tokens=50)).eval_id
+    found = compare(store, one, other)
+
+    def mean(eval_id: str, task: str) -> float:
+        scores = [row[4] for row in rows(store) if row[0] == eval_id and row[1] == task]
+        return sum(scores) / len(scores)
+
+    expected = [(task.id, mean(one, task.id), mean(other, task.id)) for task in bench.tasks]
+    assert [item["task_id"] for item in found["items"]] == [task for task, _, _ in expected]
+    for name, column in (("first", 1), ("second", 2)):
+        assert [item[name] for item in found["items"]] == pytest.approx([row[column] for row in expected])
+    gaps = [first - second for _, first, second in expected]
+    assert found["difference"]["estimate"] == pytest.approx(sum(gaps) / 30)
+    assert found["difference"]["estimate"] == pytest.approx(found["scores"][0] - found["scores"][1])
+    counts = [sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps), sum(gap == 0 for gap in gaps)]
+    assert [found["better_tasks"], found["worse_tasks"], found["equal_tasks"]] == counts
+    assert found["sampling_differs"] == {"max_tokens": [64, 50]}
+    mirrored = compare(store, other, one)
+    assert mirrored["difference"]["estimate"] == pytest.approx(-found["difference"]["estimate"])
+    assert mirrored["difference"]["low"] == pytest.approx(-found["difference"]["high"], abs=0.05)
+    assert mirrored["p"] == found["p"]
+
+
+def test_compare_prints_and_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from workbench.cli.app import run
+
+    store, bench = tmp_path / "s.duckdb", made.sums(30)
+    one = run_bench(store, bench, made.adder(0.9, version="one"), SAMPLING).eval_id
+    other = run_bench(store, bench, made.adder(0.1, version="other"), SAMPLING).eval_id
+    command = ["--store", str(store), "eval", "compare", one]
+    assert run([*command, other]) == 0
+    printed = capsys.readouterr().out
+    assert "tasks better, worse, equal" in printed
+    assert run([*command, other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == compare(store, one, other)
+    assert run([*command, "nothing"]) == NotFound.exit_code
+    assert "no evaluation 'nothing'" in capsys.readouterr().err
+    single = made.sums(1)
+    ids = [run_bench(store, single, made.adder(x, version=str(x)), SAMPLING).eval_id for x in (0.0, 1.0)]
+    assert compare(store, *ids)["difference"]["low"] is None
+
+
+def test_an_evaluation_knows_the_run_that_made_its_model(tmp_path: Path) -> None:
+    """By the digest of the weights; also where the evaluation came first. Others have none."""
+    store, bench = tmp_path / "s.duckdb", made.sums(4)
+    policy = replace(made.adder(0.5), weights="w1")
+    early = run_bench(store, bench, replace(policy, version="early"), SAMPLING).eval_id
+    with Store(store) as opened, opened.transaction() as con:
+        for run, day, weights in (("r1", 1, "w1"), ("r2", 2, "w1"), ("r3", 3, "w3")):
+            con.execute(
+                "INSERT INTO runs VALUES (?, 'm', '{}', '{}', 'c', '{}', 'f', 'done', NULL, make_timestamptz(?), NULL)",
+                [run, day],
+            )
+            con.execute("INSERT INTO artifacts VALUES (?, 'model', 'p', ?)", [run, weights])
+    late = run_bench(store, bench, policy, SAMPLING).eval_id
+    named = run_bench(store, bench, replace(policy, name="out/r1/model", version="named"), SAMPLING).eval_id
+    run_bench(store, bench, replace(policy, version="early"), SAMPLING)
+    stranger = run_bench(store, bench, made.adder(0.5, version="stranger"), SAMPLING).eval_id
+    with Store(store, read_only=True) as opened:
+        found = dict(opened.con.execute("SELECT eval_id, run_id FROM eval_benches").fetchall())
+    assert found == {early: "r2", late: "r2", named: "r1", stranger: None}
 
 
 def test_one_task_has_a_score_and_no_made_up_interval(tmp_path: Path) -> None:

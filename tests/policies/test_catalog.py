@@ -30,7 +30,9 @@ def test_every_row_is_complete_and_named_as_its_key() -> None:
         assert entry.degree.replace("semi on-policy", "on-policy") in {
             "off-policy", "on-policy", "off-policy to on-policy", "off-policy, then on-policy",
         }  # fmt: skip
-    assert len({entry.seed for entry in catalog.entries()}) == len(catalog.entries())
+        assert "TODO" not in entry.evidence
+    cards = [entry.seed for entry in catalog.entries() if entry.seed is not None]
+    assert cards == sorted(set(cards))
 
 
 def test_every_method_is_a_frozen_dataclass_whose_defaults_give_phases() -> None:
@@ -70,6 +72,6 @@ def test_third_parties_add_theirs_as_entry_points(monkeypatch: pytest.MonkeyPatc
     catalog._modules.cache_clear()
     try:
         assert catalog.method_module("theirs").ENTRY.seed == 999
-        assert catalog.entries()[-1].seed == 999
+        assert 999 in {entry.seed for entry in catalog.entries()}
     finally:
         catalog._modules.cache_clear()

@@ -334,3 +334,19 @@ def test_requests_are_bounded_and_in_order(server: Any) -> None:
 def test_no_address(url: str) -> None:
     with pytest.raises(InputError):
         Endpoint(url, "tiny")
+
+
+def test_a_writers_requests_have_seeds_in_order(server: Any, endpoint: Endpoint) -> None:
+    """The same seed writes the same, another one something else; without one none is sent."""
+    served = make_served(server, endpoint)
+    before = len(server.bodies())
+    write = served.writer(1.0, seed=7)
+    first = [*write(IDS[:2], 8), *write(IDS[:2], 8)]
+    sent = [body["seed"] for body in server.bodies()[before:]]
+    assert sorted(sent) == [7, 8, 9, 10]
+    again = served.writer(1.0, seed=7)
+    assert [*again(IDS[:2], 8), *again(IDS[:2], 8)] == first
+    assert served.writer(1.0, seed=99)(IDS[:2], 8) != first[:2]
+    before = len(server.bodies())
+    served.writer(1.0)(IDS[:1], 8)
+    assert "seed" not in server.bodies()[before]

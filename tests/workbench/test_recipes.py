@@ -17,7 +17,7 @@ from workbench.policies.lm.settings import Settings
 from workbench.recipes import ModelSource, NewModel, Recipe, parse, read
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 GIVEN: dict[str, Any] = {"method": "gkd", "student": {"new": {}}, "output": "out", "tasks": {"set": "gsm8k"}}
 
 
@@ -132,10 +132,10 @@ def test_recipes_are_found_beside_the_one_that_names_them(tmp_path: Path) -> Non
 
 
 def test_every_method_has_a_recipe_and_every_recipe_is_valid() -> None:
-    found = {path.stem: read(path) for path in RECIPES}
+    found = {path: read(path) for path in RECIPES}
     assert {recipe.method for recipe in found.values()} == set(METHODS)
     for recipe in found.values():
-        for source in (recipe.student, *recipe.models.values()):
+        for source in filter(None, (recipe.student, *recipe.models.values())):
             assert source.recipe is None or Path(source.recipe).is_file()
 
 

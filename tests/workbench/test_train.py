@@ -27,6 +27,7 @@ from workbench.errors import InputError, NotFound  # noqa: E402
 from workbench.policies.lm.run import Interrupted  # noqa: E402
 from workbench.recipes import read  # noqa: E402
 from workbench.train import train  # noqa: E402
+from workbench.train_run import code_files  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -221,7 +222,7 @@ def test_other_code_is_another_run_and_the_result_says_so(tmp_path: Path, monkey
 
 def test_the_code_is_known_by_the_files_that_decide_a_run() -> None:
     home = Path(training.__file__).parent
-    files = [path.relative_to(home).as_posix() for path in training.code_files()]
+    files = [path.relative_to(home).as_posix() for path in code_files()]
     for name in ("policies/lm/engine.py", "kernels/divergences.py", "evals/environments/rooms.py", "train.py"):
         assert name in files
 
@@ -239,7 +240,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
 def test_metrics_that_are_no_numbers_are_stored_too(tmp_path: Path) -> None:
     from workbench.train_rows import Tracker
 
-    rows = Tracker(tmp_path / "s.duckdb", "r", lambda _: None, None, {}, 1.0)  # pyright: ignore
+    rows = Tracker(tmp_path / "s.duckdb", "r", lambda _: None)
     for _ in range(2):  # the second is what a killed run writes again
         rows.on_metrics("p", 1, {"loss": 0.5, "grad_norm": float("nan"), "high": float("inf")})
         rows._flush()

@@ -19,8 +19,8 @@ COMMANDS = {
     "ingest": "log_commands", "remember": "log_commands", "show": "log_commands", "stats": "log_commands",
     "quarantine": "log_commands", "export": "log_commands", "recall": "memory_commands",
     "calibrate": "memory_commands", "methods": "memory_commands", "distill": "distill_command",
-    "mcp": "mcp_commands", "demo": "demo_command", "demo-train": "demo_command", "eval": "eval_commands",
-    "train": "train_command",
+    "mcp": "mcp_commands", "demo": "demo_command", "demo-train": "demo_command", "demo-diffusion": "demo_command",
+    "eval": "eval_commands", "train": "train_command", "runs": "runs_command",
 }  # fmt: skip
 
 app = typer.Typer(

@@ -20,6 +20,7 @@ SPLIT = "train, test or all (both)."
 def register(group: typer.Typer) -> None:
     """Adds the commands to `workbench eval`."""
     group.command("bench")(bench)
+    group.command("compare")(compare)
     group.command("benches")(benches)
     group.command("add-tasks")(add_tasks)
 
@@ -108,6 +109,32 @@ def _between(interval: dict[str, Any] | None) -> str:
     if interval["low"] is None:
         return f"{interval['estimate']:.3f}"
     return f"{interval['estimate']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def compare(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="EVAL_ID", help="As `eval bench` says at its end.")],
+    second: Annotated[str, typer.Argument(metavar="EVAL_ID", help="Of the same tasks and grader.")],
+    json: Json = False,
+) -> None:
+    """Compare two evaluations of `eval bench` task by task; nothing is drawn. --json has every task's scores."""
+    from workbench.evals.bench_report import compare as compared
+
+    found = compared(context.obj, first, second)
+    if json:
+        print_json(found)
+        return
+    counts = [number(found[name]) for name in ("better_tasks", "worse_tasks", "equal_tasks")]
+    rows = [
+        (f"score of {model}", f"{score:.3f}") for model, score in zip(found["models"], found["scores"], strict=True)
+    ]
+    rows += [
+        ("difference", _between(found["difference"])),
+        ("p (sign flips by task)", f"{found['p']:.3g}"),
+        ("tasks better, worse, equal", ", ".join(counts)),
+    ]
+    rows += [(f"{name} differs", f"{one} and {other}") for name, (one, other) in found["sampling_differs"].items()]
+    table(f"{found['task_set']} ({found['split']}), {number(found['tasks'])} tasks: {first} - {second}", rows)
 
 
 def benches(json: Json = False) -> None:

@@ -109,9 +109,9 @@ def methods(
     if json:
         print_json(rows if action == "list" else rows[0])
     elif action == "list":
-        columns = ("name", "seed", "arxiv", "family", "access", "degree")
-        table("Methods", [tuple(str(row[column]) for column in columns) for row in rows],
-              ("name", "card", "arXiv", "family", "access", "policy degree"))  # fmt: skip
+        columns = ("name", "seed", "backend", "family", "access", "degree")
+        cells = [tuple("" if row[column] is None else str(row[column]) for column in columns) for row in rows]
+        table("Methods", cells, ("name", "card", "backend", "family", "access", "policy degree"))
     else:
         for key, value in rows[0].items():
             typer.echo(f"{key}: {value}")

@@ -11,6 +11,9 @@ import typer
 from workbench.cli.app import INTERRUPTED, app
 from workbench.cli.output import Json, number, print_json, progress, table
 
+#: Of the metrics, what is measured when a run on the loop engine ends: "student@1/energy_distance", "teacher/accuracy".
+MEASURED = ("student@", "teacher@", "student/", "teacher")
+
 
 @app.command()
 def train(
@@ -21,7 +24,7 @@ def train(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train a smaller model from stored rollouts, by any method of `workbench methods list`.
+    """Train a student (a language model, a generator, a classifier) by any method of `workbench methods list`.
 
     What the method needs and the store lacks is made and kept. Ctrl-C saves; the same command goes on, and on a run
     that is done it trains nothing.
@@ -45,6 +48,15 @@ def train(
         (f"rollouts of {one['policy']}", f"{number(one['reused'])} from the store, {number(one['made'])} made")
         for one in result.rollouts
     ]
+    rows += [
+        (f"scores of {one['teacher']}", f"{number(one['reused'])} from the store, {number(one['made'])} made")
+        for one in result.scores
+    ]
+    rows += [
+        (f"pairs {one['table']}", f"{number(one['reused'])} from the store, {number(one['made'])} made")
+        for one in result.pools
+    ]
     rows += [("last loss", f"{result.metrics['loss']:.4g}")] if "loss" in result.metrics else []
+    rows += [(name, f"{value:.4g}") for name, value in result.metrics.items() if name.startswith(MEASURED)]
     rows += [("same recipe, other code", one) for one in result.other_code]
     table("Done before: nothing was trained" if result.was_done else f"Trained in {result.seconds:.1f} s", rows)

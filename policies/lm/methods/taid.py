@@ -4,7 +4,8 @@ Paper: "TAID: Temporally Adaptive Interpolated Distillation" (2501.16937, seed 6
 Equation: p_t = sg softmax((1-t) z_S + t z_T); L = -(1/Σm) Σ m Σ_v p_t(v) log softmax(z_S)_v. After a step of loss l_n:
     δ = (l_{n-1} - l_n) / (l_{n-1} + 1e-15), μ = β μ + (1-β) δ, Δt = α σ(μ) (1-t),
     t = min(t_end, max(t_start + (t_end - t_start) n/N, t + Δt)). The first step only stores the loss.
-Deviations: none. The logged loss is cross-entropy, as in the released code (the target's entropy is left out).
+Deviations: none with the live teacher. The logged loss is cross-entropy, as in the released code (the target's entropy
+    is left out). With stored scores, z are log-probabilities of the teacher's k likeliest words and of all others.
 Verified by: tests/policies/test_methods.py.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from workbench.errors import InputError
 from workbench.policies.catalog import Entry
 from workbench.policies.nouns import Phase, Role, Stored
-from workbench.policies.terms import TokenDivergence
+from workbench.policies.terms import TeacherScores, TokenDivergence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class Taid:
         alpha: step size of the clock; beta: its momentum.
         adaptive: False = t is the straight line from start to end.
         policy: whose stored rollouts.
+        teacher_scores: "live": the teacher runs at every step; "stored": its top-k is read from the store.
     """
 
     t_start: float = 0.4
@@ -36,6 +38,7 @@ class Taid:
     beta: float = 0.99
     adaptive: bool = True
     policy: str = "teacher"
+    teacher_scores: TeacherScores = "live"
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_start <= self.t_end <= 1:
@@ -43,11 +46,13 @@ class Taid:
 
     def phases(self) -> list[Phase]:
         """One phase whose clock runs with the loss."""
+        is_stored = self.teacher_scores == "stored"
+        teacher = "stored" if is_stored else "teacher"
         return [
             Phase(
                 name="distil",
-                sources={"main": Stored(self.policy)},
-                terms=[TokenDivergence(divergence="cross_entropy", interpolation="t")],
+                sources={"main": Stored(self.policy, "teacher" if is_stored else None)},
+                terms=[TokenDivergence(divergence="cross_entropy", interpolation="t", teacher=teacher)],
                 roles=[Role(name="teacher")],
                 state={"t": self.t_start, "momentum": 0.0, "previous_loss": -1.0},
                 after_step=self.advance,
