@@ -65,7 +65,7 @@ class LoopTrainer:
         if settings.ema_decay:
             self.roles[AVERAGE] = frozen_copy(self.student)
             self.averages[AVERAGE] = settings.ema_decay
-        self._at_start = {name: fingerprint(mine.values()) for name, mine in self.trained.items()}
+        self._at_start = self._fingerprints()
         self._metrics: dict[str, list[float]] = {}
         self._loss = math.nan  # of the student's last turn
 
@@ -80,6 +80,9 @@ class LoopTrainer:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+
+    def _fingerprints(self) -> dict[str, list[tuple[float, float]]]:
+        return {name: fingerprint(self.roles[name].parameters()) for name in self.turns}
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -194,8 +197,9 @@ class LoopTrainer:
         ]
 
     def _check_moved(self) -> None:
+        now = self._fingerprints()
         for name, before in self._at_start.items():
-            if fingerprint(self.trained[name].values()) == before:
+            if now[name] == before:
                 raise TrainingError(
                     f"Phase {self.phase.name!r}: no weight of {name!r} moved in {self.step} steps. Its loss does not "
                     "reach it: look at the coefficients (all 0?), the learning rate, and what its terms detach."

@@ -97,8 +97,7 @@ def make_roles(
         if owner(name) not in {"student", *phase.role_terms}:
             raise InputError(f"Phase {phase.name!r}: the module {name!r} belongs to no role that trains.")
     for name in ("student", *phase.role_terms):
-        mine = [roles[name], *(module for key, module in made.items() if owner(key) == name)]
-        if not any(p.requires_grad for module in mine for p in module.parameters()):
+        if not any(p.requires_grad for p in roles[name].parameters()):  # modules of its own do not make up for it
             raise InputError(
                 f"Phase {phase.name!r}: the role {name!r} shall train and has no parameter that requires a gradient (a "
                 "copy of a frozen model, or a model without parameters?). It would stay as it is, silently."

@@ -65,7 +65,7 @@ def demo_train(
 def demo_diffusion(
     folder: Annotated[Path, typer.Option(help="Where the store, the runs and the picture go.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(min=0, help="Of the networks and of every draw.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Of the distillation.")] = 1000,
+    steps: Annotated[int, typer.Option(min=3, help="Of the distillation.")] = 1000,
     teacher_steps: Annotated[int, typer.Option(min=1, help="Of the teacher's own training.")] = 2000,
     json: Json = False,
 ) -> None:

@@ -57,6 +57,6 @@ def train(
         for one in result.pools
     ]
     rows += [("last loss", f"{result.metrics['loss']:.4g}")] if "loss" in result.metrics else []
-    rows += [(name, f"{value:.4g}") for name, value in result.metrics.items() if name.startswith(MEASURED)]
+    rows += [(name, f"{value:.4g}") for name, value in sorted(result.metrics.items()) if name.startswith(MEASURED)]
     rows += [("same recipe, other code", one) for one in result.other_code]
     table("Done before: nothing was trained" if result.was_done else f"Trained in {result.seconds:.1f} s", rows)

@@ -74,7 +74,7 @@ ENTRY = Entry(
     access="none",
     granularity="noise level",
     degree="off-policy",
-    needs="data; no teacher: it makes the teachers of the other methods, and is no distillation system (seed 0)",
+    needs="data; no teacher: it makes the teachers of the other methods, and is no distillation system",
     evidence="identity: for every schedule and prediction, no other answer has a smaller loss than an exact mixture's; "
     "a trained network's samples at 50 steps are near the data",
     reading="times uniform in the schedule's own time, an unweighted error",

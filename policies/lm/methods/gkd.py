@@ -5,7 +5,7 @@ Paper: "A Survey of On-Policy Distillation" (2604.00626, seed 151), whose member
 Equation: min E_{y ~ λ π_θ + (1-λ) stored} (1/Σm) Σ_t m_t D(p_T(·|y_<t) ‖ π_θ(·|y_<t)), no gradient through sampling.
 Deviations: GKD divides the sum by the batch size in tokens of each process; here by all tokens of the step. With stored
     scores the outcomes are the teacher's k likeliest words and, as one more, all others.
-Verified by: tests/policies/test_methods.py.
+Verified by: tests/policies/test_methods.py, test_stored_scores.py, test_effects.py.
 """
 
 from __future__ import annotations

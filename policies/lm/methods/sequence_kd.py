@@ -3,7 +3,7 @@
 Paper: "Knowledge Distillation Using Frontier Open-source LLMs" (2410.18588, seed 160); the loss is Kim and Rush 2016.
 Equation: L = -(1/Σm) Σ_t m_t log π(ŷ_t | P_S(x), ŷ_<t), ŷ ~ p_T(· | P_T(x)).
 Deviations: none; the paper's evaluation protocol (several graders) is in `workbench.evals`.
-Verified by: tests/policies/test_methods.py.
+Verified by: tests/policies/test_methods.py, test_effects.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Paper: "Distilling Step-by-Step!" (2305.02301, seed 128).
 Equation: L = α L_label + (1-α) L_rationale, each a mean over the tokens of its own batch.
 Deviations: a decoder instead of T5's encoder and decoder; the prefix begins the prompt, as in the paper. The two means
     are taken apart (a trap: one mean over both would weight rationales by their length).
-Verified by: tests/policies/test_methods.py.
+Verified by: tests/policies/test_methods.py; effect and control in benchmarks/bench_step_by_step.py.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ ENTRY = Entry(
     granularity="sequence",
     degree="off-policy",
     needs="labels and teacher rationales of the tasks",
-    evidence="identities only; its effect against labels alone was not measured yet",
+    evidence="identities; digit sums modulo 3, 200 labels, equal steps, 3 seeds: .759 (two seeds .97, one at chance) "
+    "against .337 with labels alone and .331 with shuffled rationales: benchmarks/results/step_by_step.md",
     reading="a decoder-only student; otherwise read in the released code",
 )

@@ -6,7 +6,7 @@ Equation: p_t = sg softmax((1-t) z_S + t z_T); L = -(1/Σm) Σ m Σ_v p_t(v) log
     t = min(t_end, max(t_start + (t_end - t_start) n/N, t + Δt)). The first step only stores the loss.
 Deviations: none with the live teacher. The logged loss is cross-entropy, as in the released code (the target's entropy
     is left out). With stored scores, z are log-probabilities of the teacher's k likeliest words and of all others.
-Verified by: tests/policies/test_methods.py.
+Verified by: tests/policies/test_methods.py, test_stored_scores.py.
 """
 
 from __future__ import annotations

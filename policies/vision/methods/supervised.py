@@ -37,7 +37,7 @@ ENTRY = Entry(
     granularity="image",
     degree="off-policy",
     needs="images with labels; no teacher: it makes the teachers and the baselines of the other methods, and is no "
-    "distillation system (seed 0)",
+    "distillation system",
     evidence="a network trained on the digits' labels classifies unseen ones",
     reading="none",
 )

@@ -242,14 +242,13 @@ def moments(divergence: Divergence, seed: int, weighting: type[RatioWeight] = Ra
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_forward_kl_covers_where_reverse_kl_takes_a_mode_if_the_discriminator_learns(seed: int) -> None:
+def test_forward_kl_leaves_the_mode_that_reverse_kl_takes_and_shuffled_ratios_do_not(seed: int) -> None:
+    """Of seeds 0-5 forward KL ends at mean -.29 to -.35, past its exact -.066: 200 steps do not make the ratio exact."""
     reverse, forward = moments("reverse_kl", seed), moments("forward_kl", seed)
     assert reverse == pytest.approx((0.230, 1.696), abs=0.1)
-    assert forward == pytest.approx((-0.066, 1.821), abs=0.15)
-    assert forward[0] < reverse[0] - 0.15
+    assert forward[0] < reverse[0] - 0.3
     assert forward[1] > reverse[1] + 0.05
-    blind = moments("forward_kl", seed, head_learns=1e-6)  # the ratio says nothing
-    assert blind[0] > reverse[0] - 0.08
+    assert moments("forward_kl", seed, Shuffled) == pytest.approx(reverse, abs=0.1)
 
 
 @pytest.mark.parametrize("seed", range(3))
