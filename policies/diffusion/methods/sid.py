@@ -103,6 +103,11 @@ ENTRY = Entry(
     granularity="sample",
     degree="on-policy",
     needs="a teacher network (with classes: trained with dropped ones); for a GAN (gan > 0) real data as table 'data'",
-    evidence="score identity, half of Fisher's gradient, uniform mixture and guidance of the critic against closed forms; with exact scores the teacher's law for alpha .5, 1, 1.2. gauss8, 2 steps, sliced W2 of the first output, 8 seeds: .19-.25, and 1.30 (nothing learnt) on one, teacher 1.20, last step trained only 1.13-1.15; second output .16-.36 (.97 on that seed), teacher .39, last step only .16-.40: no gain there. These are the best of four settings tried; at one critic turn a step 1 of 3 and 2 of 3 seeds failed",
+    evidence="score identity, half of Fisher's gradient, uniform mixture and guidance of the critic against closed "
+    "forms; with exact scores the teacher's law for alpha .5, 1, 1.2. gauss8, 2 steps, sliced W2 of the "
+    "first output, 8 seeds: .19-.25, and 1.30 (nothing learnt) on one, teacher 1.20, last step trained only "
+    "1.13-1.15; second output .16-.36 (.97 on that seed), teacher .39, last step only .16-.40: no gain "
+    "there. These are the best of four settings tried; at one critic turn a step 1 of 3 and 2 of 3 seeds "
+    "failed",
     reading="the few-step paper was read as abstract and digest; losses and sampler are SiD-LSG's and SiDA's code",
 )

@@ -243,7 +243,7 @@ def moments(divergence: Divergence, seed: int, weighting: type[RatioWeight] = Ra
 
 @pytest.mark.parametrize("seed", range(3))
 def test_forward_kl_leaves_the_mode_that_reverse_kl_takes_and_shuffled_ratios_do_not(seed: int) -> None:
-    """Of seeds 0-5 forward KL ends at mean -.29 to -.35, past its exact -.066: 200 steps do not make the ratio exact."""
+    """On seeds 0-5 forward KL has mean -.29 to -.35, past its exact -.066: 200 steps do not make the ratio exact."""
     reverse, forward = moments("reverse_kl", seed), moments("forward_kl", seed)
     assert reverse == pytest.approx((0.230, 1.696), abs=0.1)
     assert forward[0] < reverse[0] - 0.3

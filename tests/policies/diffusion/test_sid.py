@@ -240,7 +240,7 @@ class LastStepOnly(Generated):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_steps_outputs_come_near_the_data_which_training_the_last_step_only_does_not_do(seed: int) -> None:
-    """Not on every seed: of 0-7, number 3 learns nothing (first output 1.30, the teacher's 1.20), the others .19-.25."""
+    """Not on every seed: of 0-7, 3 learns nothing (first output 1.30, the teacher's 1.20), the others .19-.25."""
     teacher, real = gauss8_teacher(), gauss8_rows(4000)
     method = Sid(steps=2, start=0.9, every=2, **PLAIN)
 
