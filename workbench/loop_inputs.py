@@ -61,7 +61,9 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def load_data(chosen: DataChoice, backend: str) -> Data:
-    """The recipe's data; raises MissingExtra for digits without scikit-learn."""
+    """The recipe's data. Raises MissingExtra for digits without scikit-learn, InputError for an unfit file."""
+    if chosen.path is not None:
+        return _own_samples(chosen) if backend == "diffusion" else _own_images(chosen)
     return _images(chosen) if backend == "vision" else _samples(chosen)
 
 
@@ -101,6 +103,60 @@ def _images(chosen: DataChoice) -> Data:
         if len(test["label"]) == 0:
             raise InputError(f"data.num: {num} of the digits leave none to test on; take fewer than 1,797.")
     return Data(TABLE, train, test, tuple(train["image"].shape[1:]), num_classes)
+
+
+def _own_samples(chosen: DataChoice) -> Data:
+    from workbench.policies.diffusion.generation import TABLE
+
+    table = _arrays(chosen, {"x0": "float32"}, {"c": "int64"})
+    if table["x0"].ndim < 2:
+        raise InputError(f"{chosen.path}: x0 must be [N, …], not {[*table['x0'].shape]}.")
+    num_classes = int(table["c"].max()) + 1 if "c" in table else 0
+    return Data(TABLE, table, table, tuple(table["x0"].shape[1:]), num_classes)
+
+
+def _own_images(chosen: DataChoice) -> Data:
+    from workbench.policies.vision.terms import TABLE
+
+    found = _arrays(chosen, {"image": "float32", "label": "int64"}, {})
+    test = _arrays(chosen, {"test_image": "float32", "test_label": "int64"}, {}, all_rows=True)
+    test = {name.removeprefix("test_"): one for name, one in test.items()}
+    if found["image"].ndim != 4 or test["image"].shape[1:] != found["image"].shape[1:]:
+        raise InputError(
+            f"{chosen.path}: image and test_image must be [N, channels, height, width] of one size, not "
+            f"{[*found['image'].shape]} and {[*test['image'].shape]}."
+        )
+    num_classes = int(max(found["label"].max(), test["label"].max())) + 1
+    return Data(TABLE, found, test, tuple(found["image"].shape[1:]), num_classes)
+
+
+def _arrays(
+    chosen: DataChoice, needed: Mapping[str, str], optional: Mapping[str, str], *, all_rows: bool = False
+) -> dict[str, Tensor]:
+    """Arrays of the recipe's *.npz by name; rows are drawn if there are more than asked for."""
+    import numpy as np
+    import torch
+
+    place = Path(chosen.path or "").expanduser()
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            lacking = [name for name in needed if name not in file.files]
+            if lacking:
+                raise InputError(f"{place} has no array {lacking[0]!r}; it has {', '.join(file.files) or 'none'}.")
+            kinds = dict(needed) | {name: kind for name, kind in optional.items() if name in file.files}
+            found = {name: torch.from_numpy(file[name].astype(kind)) for name, kind in kinds.items()}
+    except (OSError, ValueError, AttributeError) as error:  # AttributeError: a single array, *.npy
+        raise InputError(f"{place} is no *.npz of arrays: {' '.join(str(error).split())[:200]}") from error
+    lengths = {len(one) for one in found.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(f"{place}: {', '.join(found)} must have one length above 0, not {sorted(lengths)}.")
+    for name, one in found.items():
+        if not one.isfinite().all() or (one.dtype == torch.int64 and one.min() < 0):
+            raise InputError(f"{place}: {name} holds numbers that are not finite, or classes below 0.")
+    if all_rows or chosen.num is None:
+        return found
+    order = torch.randperm(next(iter(lengths)), generator=torch.Generator().manual_seed(chosen.seed))[: chosen.num]
+    return {name: one[order] for name, one in found.items()}
 
 
 class Gatherer:

@@ -67,7 +67,9 @@ class DataChoice:
     """Which data.
 
     Args:
-        name: diffusion: gauss8, checkerboard or digits; vision: digits or shapes.
+        name: diffusion: gauss8, checkerboard or digits; vision: digits or shapes; both: file.
+        path: of a file, *.npz: for diffusion x0 [N, …] floats of about unit scale, with classes c [N] from 0; for
+            vision image and test_image [N, channels, height, width], label and test_label [N].
         seed: of what is drawn, and of digits' split into training and test part (vision).
         num: rows: 16,384 of a toy in the plane, 4,096 shapes, 1,200 digits for vision; digits for diffusion: all, or
             the first so many.
@@ -77,6 +79,7 @@ class DataChoice:
     """
 
     name: str
+    path: str | None = None
     seed: int = 0
     num: int | None = None
     classes: int = 0
@@ -86,8 +89,8 @@ class DataChoice:
 
 #: What each backend's data take beside name, seed and num.
 DATA: dict[str, dict[str, tuple[str, ...]]] = {
-    "diffusion": {"gauss8": ("classes",), "checkerboard": (), "digits": ()},
-    "vision": {"digits": ("labels", "noise"), "shapes": ()},
+    "diffusion": {"gauss8": ("classes",), "checkerboard": (), "digits": (), "file": ("path",)},
+    "vision": {"digits": ("labels", "noise"), "shapes": (), "file": ("path",)},
 }
 
 
@@ -190,6 +193,8 @@ def _check_data(chosen: DataChoice, given: Mapping[str, Any], backend: str) -> N
     if chosen.name not in known:
         raise InputError(f"data.name: there are {', '.join(known)} for {backend}, not {chosen.name!r}.")
     check_keys(given, ["name", "seed", "num", *known[chosen.name]], "data")
+    if (chosen.name == "file") != (chosen.path is not None):
+        raise InputError("data: a file has a path: {name: file, path: images.npz}.")
     for name in ("num", "labels"):
         if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
             raise InputError(f"data.{name} must be 1 or more, not {getattr(chosen, name)}.")

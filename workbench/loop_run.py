@@ -69,8 +69,11 @@ class LoopRun(Run):
         )  # fmt: skip
         net = models.merged(trained) if isinstance(trained, Adapted) else trained
         net = net.cpu().eval()
-        version = models.save(net, self._start().config, self.model)
+        config = self._start().config
+        version = models.save(net, config, self.model)
         artifacts = {"model": (self.model, version), "model card": (self.model / "README.md", version)}
+        if config["kind"] in ("unet2d", "dit2d"):
+            artifacts["diffusers"] = self._exported(net)
         self.say("measuring")
         measured, picture = self._measured(net)
         rows.on_metrics(EVALUATION, self.recipe.settings.steps, measured)
@@ -79,6 +82,14 @@ class LoopRun(Run):
             png.write(path, picture)
             artifacts["samples"] = (path, digest("picture", path.read_bytes()))
         return artifacts
+
+    def _exported(self, net: Any) -> tuple[Path, str]:
+        """A folder that stock diffusers loads, with the scheduler that samples as the evaluation does."""
+        from workbench.policies.diffusion.diffusers_bridge import export
+
+        folder = self.folder / "diffusers"
+        export(net, folder, "ode" if net.process == "edm" else self.recipe.evaluation.sampler)
+        return folder, digest("folder", *(one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()))
 
     def _measured(self, net: Any) -> tuple[Mapping[str, float], png.Grey | None]:
         found = self.inputs

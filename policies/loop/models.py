@@ -73,6 +73,13 @@ class DitSizes(DenoiserSizes):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unet2dSizes(DenoiserSizes):
+    """Of `policies.diffusion.diffusers_networks.unet2d`: a network that stock diffusers can load."""
+
+    width: int = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResNetSizes(Sizes):
     """Of `policies.vision.networks.ResNet`."""
 
@@ -100,7 +107,7 @@ class ClassifierMlpSizes(Sizes):
 
 
 class Kind(NamedTuple):
-    """A kind of network: its backend, sizes, and where its class is."""
+    """A kind of network: its backend, sizes, and where its class (or what makes one) is."""
 
     backend: str
     sizes: type[Sizes]
@@ -111,6 +118,8 @@ class Kind(NamedTuple):
 KINDS = {
     "mlp": Kind("diffusion", MlpSizes, "workbench.policies.diffusion.networks", "MLP"),
     "dit": Kind("diffusion", DitSizes, "workbench.policies.diffusion.dit", "DiT"),
+    "unet2d": Kind("diffusion", Unet2dSizes, "workbench.policies.diffusion.diffusers_networks", "unet2d"),
+    "dit2d": Kind("diffusion", DitSizes, "workbench.policies.diffusion.diffusers_networks", "dit2d"),
     "resnet": Kind("vision", ResNetSizes, "workbench.policies.vision.networks", "ResNet"),
     "vit": Kind("vision", VitSizes, "workbench.policies.vision.networks", "ViT"),
     "mlp-classifier": Kind("vision", ClassifierMlpSizes, "workbench.policies.vision.networks", "MLP"),

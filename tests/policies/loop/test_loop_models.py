@@ -17,6 +17,8 @@ from workbench.policies.loop.models import KINDS, load, make, save  # noqa: E402
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 8, "schedule": "edm", "prediction": "x0", "second_time": True},
     "dit": {"width": 16, "depth": 1, "schedule": "trigonometric", "prediction": "v", "logvar": True},
+    "unet2d": {"width": 8, "schedule": "variance-preserving", "prediction": "eps"},
+    "dit2d": {"width": 16, "depth": 1, "prediction": "flow"},
     "resnet": {"width": 4, "num_stages": 2},
     "vit": {"width": 8, "depth": 1},
     "mlp-classifier": {"width": 8},
@@ -24,6 +26,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def made(kind: str, seed: int = 0) -> models.LoopModel:
+    if kind.endswith("2d"):
+        pytest.importorskip("diffusers")
     return make(kind, KINDS[kind].sizes(**SMALL[kind]), (1, 8, 8), 10, seed)
 
 
