@@ -73,6 +73,16 @@ def guided(view: View, role: str, weight: float) -> Predictions:
     return Guided(Predictor(view.role(role), schedule_of(view)), weight)
 
 
+def critic_flag(view: View, role: str, t: Tensor) -> Tensor | None:
+    """The second time [B] that a critic is asked with: none, or for the student, which then is its own critic, the end.
+
+    A generator is asked with r = t or none, so that r = t_max at smaller t tells the two uses of one network apart
+    (TwinFlow, arXiv 2512.05150, and APEX mark them by the sign of t or a shifted class). The network needs
+    `second_time`.
+    """
+    return t.new_full(t.shape, schedule_of(view).t_max) if role == "student" else None
+
+
 def alpha_squared(t: Tensor, schedule: Schedule) -> Tensor:
     """SwiftBrush's weight of a critic's loss: silences the noisiest times."""
     return schedule.alpha(t).square()
@@ -83,7 +93,7 @@ class Denoising:
     """Mean squared error of a role's prediction on noised samples of the student, which are detached.
 
     Args:
-        role: who learns; times: law of t.
+        role: who learns; "student": it is its own critic (`critic_flag`); times: law of t.
         kind: what is compared; None = what the network predicts itself, and for one that predicts x0 with EDM's
             weight SNR + 1 / sigma_data^2 (arXiv 2206.00364).
         weight: further weight (t, schedule) -> [B].
@@ -112,7 +122,7 @@ class Denoising:
         c = None if self.drop and view.uniform() < self.drop else rows.get("c")
         kind = self.kind or net.prediction
         x_t = schedule.add_noise(x, eps, t)
-        predicted = guided(view, self.role, self.guidance).predict(x_t, t, c, kind)
+        predicted = guided(view, self.role, self.guidance).predict(x_t, t, c, kind, critic_flag(view, self.role, t))
         loss = per_sample((predicted - combine(x, eps, t, schedule, kind)).square())
         if kind == "x0":
             loss = (schedule.snr(t) + self.sigma_data**-2).to(loss.dtype) * loss
@@ -131,6 +141,8 @@ class DistributionMatching:
         times: law of t; guidance, critic_guidance: of the two.
         normalised: `normalised_direction`, else `plain_direction`.
         weight: of samples (f-distill's h); None = 1.
+        critic: a role; "student": it is its own critic (`critic_flag`), and `Denoising(role="student")` one of its
+            terms.
     """
 
     times: TimeLaw = field(default_factory=lambda: UniformTime(low=0.02, high=0.98))
@@ -138,6 +150,7 @@ class DistributionMatching:
     critic_guidance: float = 1.0
     normalised: bool = True
     weight: SampleWeight | None = None
+    critic: str = "critic"
     segment: str = "main"
     coefficient: float = 1.0
 
@@ -153,7 +166,8 @@ class DistributionMatching:
             t = self.times(view, schedule)
             x_t = schedule.add_noise(x, view.randn_like(x), t)
             teacher = guided(view, "teacher", self.guidance).x0(x_t, t, c)
-            critic = guided(view, "critic", self.critic_guidance).x0(x_t, t, c)
+            flag = critic_flag(view, self.critic, t)
+            critic = guided(view, self.critic, self.critic_guidance).x0(x_t, t, c, flag)
             if self.normalised:
                 direction = normalised_direction(x, teacher, critic)
             else:
