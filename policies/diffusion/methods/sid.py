@@ -108,6 +108,6 @@ ENTRY = Entry(
     "first output, 8 seeds: .19-.25, and 1.30 (nothing learnt) on one, teacher 1.20, last step trained only "
     "1.13-1.15; second output .16-.36 (.97 on that seed), teacher .39, last step only .16-.40: no gain "
     "there. These are the best of four settings tried; at one critic turn a step 1 of 3 and 2 of 3 seeds "
-    "failed",
+    "failed. In the benchmark alpha 1.2 diverged on one of 3 seeds: benchmarks/results/diffusion_score.md",
     reading="the few-step paper was read as abstract and digest; losses and sampler are SiD-LSG's and SiDA's code",
 )
