@@ -29,11 +29,13 @@ def run(
     from workbench.evals.rooms_ring import SETTINGS, RoomsRing, make_ring
     from workbench.policies.lm.methods.gkd import Gkd
     from workbench.policies.lm.methods.sequence_kd import SequenceKd
+    from workbench.train_run import quiet
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     sizes, settings = RoomsRing(teacher_steps=teacher_steps), replace(SETTINGS, steps=steps)
-    rings = [make_ring(seed, sizes, settings, told) for seed in seeds]
+    with quiet():
+        rings = [make_ring(seed, sizes, settings, told) for seed in seeds]
     num_rollouts = 0
     with Store(store) as opened, opened.transaction() as con:
         for ring in rings:
@@ -51,7 +53,8 @@ def run(
         "gkd off-policy": Gkd(divergence="forward_kl", on_policy=0.0),
         "gkd on-policy": Gkd(divergence="forward_kl"),
     }
-    rows = compare(fight(rings, methods, settings, told), BASELINE)
+    with quiet():
+        rows = compare(fight(rings, methods, settings, told), BASELINE)
     return {
         "store": str(store), "seeds": list(seeds), "sizes": asdict(sizes), "settings": asdict(settings),
         "rollouts_stored": num_rollouts, "baseline": BASELINE, "rows": rows, "winner": max(rows, key=_mean)["method"],

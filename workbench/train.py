@@ -13,9 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,7 @@ from workbench.errors import InputError, MissingExtra
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.versions import folder_version
 from workbench.recipes import ModelSource, Recipe
-from workbench.train_run import Run, RunResult, code_version
+from workbench.train_run import Run, RunResult, code_version, quiet
 
 if TYPE_CHECKING:
     from workbench.policies.lm.local_models import LocalModel
@@ -53,7 +51,7 @@ def train(
         result = _loop_run(recipe, path, say).result()
     else:
         _check_has_trl()
-        with _quiet():
+        with quiet():
             result = _prepared(recipe, path, say).result()
     return replace(result, seconds=time.monotonic() - started)
 
@@ -227,19 +225,3 @@ class _LmRun(Run):
         return model_card.card(
             self.run_id, self.resolved, self.lineage, self.code, self.packages, version, evaluations
         )  # fmt: skip
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers' own, and not its complaint about a name that TRL still uses."""
-    from transformers.utils import logging
-
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
