@@ -37,14 +37,14 @@ from workbench.policies.diffusion.samplers import ode, prior, sde, uniform_times
 from workbench.policies.diffusion.schedules import Schedule, Trigonometric  # noqa: E402
 from workbench.policies.diffusion.testbeds import (  # noqa: E402
     Fit,
-    digits,
     fit,
     gauss8_data,
     student_of,
     toy_net,
     toy_teacher,
     warm_student,
-)  # fmt: skip
+)
+from workbench.policies.digits import digits  # noqa: E402  # fmt: skip
 from workbench.policies.nouns import Method, Role  # noqa: E402
 
 Rows = Iterable[tuple[str, dict[str, float]]]

@@ -73,11 +73,12 @@ def _samples(chosen: DataChoice) -> Data:
     from workbench.policies.diffusion import testbeds
     from workbench.policies.diffusion.generation import TABLE
     from workbench.policies.diffusion.oracle import gauss8
+    from workbench.policies.digits import digits
 
     generator = torch.Generator().manual_seed(chosen.seed)
     num_classes = chosen.classes
     if chosen.name == "digits":
-        x0, c = testbeds.digits()
+        x0, c = digits()
         order = torch.randperm(len(x0), generator=generator)[: chosen.num]
         x0, c, num_classes = x0[order], c[order], 10
     elif chosen.name == "gauss8":

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from workbench.errors import InputError
 from workbench.policies.catalog import method_module
+from workbench.policies.diffusion.options import Precision, Solver
 from workbench.policies.loop.models import KINDS, Sizes
 from workbench.policies.loop.settings import LoopSettings
 from workbench.recipe_values import build, check_keys, checked, shared_values
@@ -105,10 +106,10 @@ class PoolChoice:
     teacher: str = "teacher"
     num: int = 16384
     steps: int = 50
-    solver: Literal["euler", "heun", "ddim"] = "heun"
+    solver: Solver = "heun"
     guidance: float = 1.0
     seed: int = 0
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if min(self.num, self.steps) < 1:

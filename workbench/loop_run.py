@@ -12,14 +12,12 @@ from workbench import loop_measures, model_card, png
 from workbench.data.records import digest
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.loop import models
-from workbench.train_rows import Tracker
+from workbench.train_rows import EVALUATION, Tracker
 from workbench.train_run import Run
 
 if TYPE_CHECKING:
     from workbench.loop_inputs import Inputs
     from workbench.policies.loop.models import LoopModel
-
-EVALUATION = "evaluation"  # the phase of what is measured at the end
 
 
 class LoopRun(Run):

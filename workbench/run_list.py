@@ -19,9 +19,8 @@ from workbench.data.records import digest
 from workbench.errors import InputError, NotFound
 from workbench.evals.bench_report import mean_score
 from workbench.model_card import evaluations_of
+from workbench.train_rows import EVALUATION
 
-#: The phase of what is measured when a run has ended; all others are trained.
-EVALUATION = "evaluation"
 SHORT = 8  # characters of a run's id where people read it
 _LISTED = 5  # runs that an error names
 

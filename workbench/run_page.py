@@ -22,7 +22,8 @@ import numpy as np
 from workbench.evals.html_page import document, facts, table
 from workbench.evals.svg_axes import short
 from workbench.evals.svg_lines import NUM_BUCKETS, NUM_COLOURS, STYLE, Curve, plot
-from workbench.run_list import EVALUATION, SHORT, describe, flat, runs, text
+from workbench.run_list import SHORT, describe, flat, runs, text
+from workbench.train_rows import EVALUATION
 
 MAX_PICTURE_BYTES = 16 * 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from workbench.policies.lm.local_models import LocalModel
 
 FLUSH_SECONDS = 5.0
+#: The phase of what is measured when a run has ended; all others are trained.
+EVALUATION = "evaluation"
 logger = logging.getLogger(__name__)
 
 

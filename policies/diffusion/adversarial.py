@@ -102,7 +102,7 @@ class Discriminator:
 
     def _features(self, net: Any, x_t: Tensor, t: Tensor, c: Tensor | None, schedule: Schedule) -> dict[str, Tensor]:
         from workbench.policies.diffusion.predict import Predictor
-        from workbench.policies.vision.taps import Taps
+        from workbench.policies.taps import Taps
 
         with Taps(net, self.taps) as taps:
             Predictor(net, schedule).pair(x_t, t, c)

@@ -16,7 +16,7 @@ from workbench.policies.diffusion.options import Bound, Derivative, Distance, So
 from workbench.policies.diffusion.predict import Predictions
 from workbench.policies.diffusion.samplers import STEPS
 from workbench.policies.diffusion.schedules import Schedule, expand
-from workbench.policies.diffusion.score_terms import per_sample
+from workbench.policies.diffusion.score_terms import squared_error
 
 
 def with_boundary(
@@ -63,9 +63,9 @@ def distance(a: Tensor, b: Tensor, kind: Distance, huber: float = 0.00054) -> Te
 
     Args: huber: c / sqrt(elements) of sqrt(|a - b|^2 + c^2) - c (Song and Dhariwal 2023, arXiv 2310.14189, sec. 3.3).
     """
-    difference = (a - b).flatten(1)
     if kind == "l2":
-        return per_sample(difference.square())
+        return squared_error(a, b)
+    difference = (a - b).flatten(1)
     c = huber * difference.shape[1] ** 0.5
     return (difference.square().sum(1) + c**2).sqrt() - c
 
@@ -131,5 +131,5 @@ def tangent_loss(value: Tensor, target: Tensor, t: Tensor, log_variance: Tensor,
     Source: SANA-Sprint, arXiv 2503.09641, eq. 7; the released code has the mean over elements.
     """
     # abs: float32 rounds pi/2 up, where the tangent is negative
-    error = per_sample((value - target).square())
+    error = squared_error(value, target)
     return (-log_variance).exp() * error / (sigma_data * t.tan().abs()) + log_variance

@@ -6,6 +6,8 @@ from typing import Literal
 
 #: A step of the probability-flow ODE: `samplers`.
 Solver = Literal["euler", "heun", "ddim"]
+#: Of stored pairs: `pools`.
+Precision = Literal["float32", "float16"]
 #: Between two predictions, how a derivative along the flow is taken, how a tangent is bounded: `consistency`.
 Distance = Literal["l2", "huber"]
 Derivative = Literal["jvp", "difference"]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from workbench.data.records import digest
 from workbench.data.store import Store
 from workbench.errors import InputError
-from workbench.policies.diffusion.options import Solver
+from workbench.policies.diffusion.options import Precision, Solver
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from workbench.policies.diffusion.predict import Predictions
 
 CHUNK = 1024  # pairs between two commits
-Precision = Literal["float32", "float16"]
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 

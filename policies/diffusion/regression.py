@@ -9,18 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from workbench.policies.diffusion.score_terms import per_sample
+from workbench.policies.diffusion.score_terms import squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workbench.policies.diffusion.predict import Predictions
     from workbench.policies.loop.view import View
-
-
-def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """[B, *shape] twice -> [B], the mean over the elements of a row."""
-    return per_sample((a - b).square())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,11 @@ def per_sample(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
 
 
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """[B, *shape] twice -> [B], the mean over the elements of a row."""
+    return per_sample((a - b).square())
+
+
 def scale_of(x: Tensor, teacher_x0: Tensor) -> Tensor:
     """mean |x - D_teacher| of each sample, [B], without gradient (DMD, arXiv 2311.18828)."""
     return per_sample((x - teacher_x0).detach().abs()).clamp_min(SMALLEST_SCALE)
@@ -53,7 +58,7 @@ def plain_direction(teacher_x0: Tensor, critic_x0: Tensor, t: Tensor, schedule: 
 
 def surrogate(x: Tensor, direction: Tensor) -> Tensor:
     """[B] with the gradient `direction` / numel in x: mean (x - sg(x - direction))^2 / 2."""
-    return per_sample((x - (x - direction).detach()).square()) / 2
+    return squared_error(x, (x - direction).detach()) / 2
 
 
 def identity_loss(x: Tensor, teacher_x0: Tensor, critic_x0: Tensor, alpha: float) -> Tensor:
@@ -123,7 +128,7 @@ class Denoising:
         kind = self.kind or net.prediction
         x_t = schedule.add_noise(x, eps, t)
         predicted = guided(view, self.role, self.guidance).predict(x_t, t, c, kind, critic_flag(view, self.role, t))
-        loss = per_sample((predicted - combine(x, eps, t, schedule, kind)).square())
+        loss = squared_error(predicted, combine(x, eps, t, schedule, kind))
         if kind == "x0":
             loss = (schedule.snr(t) + self.sigma_data**-2).to(loss.dtype) * loss
         if self.weight is not None:

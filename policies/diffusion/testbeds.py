@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import InputError, MissingExtra
+from workbench.errors import InputError
 from workbench.policies.diffusion.networks import MLP
 from workbench.policies.diffusion.oracle import gauss8
 from workbench.policies.diffusion.predict import Predictions
 from workbench.policies.diffusion.schedules import combine
+from workbench.policies.digits import digits
 
 Toy = Literal["gauss8", "checkerboard", "digits"]
 #: Data and labels of a batch: (count, generator) -> x0 [count, *shape] float32, c [count] long.
@@ -49,20 +50,6 @@ def checkerboard_data(count: int, generator: torch.Generator) -> tuple[Tensor, T
 def gauss8_data(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Samples of `oracle.gauss8`; labels are 0."""
     return gauss8().sample(count, generator)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1,797 digits: images [N, 1, 8, 8] float32 in [-1, 1], labels [N] long.
-
-    Raises: MissingExtra without scikit-learn.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtra("The digits come with scikit-learn, which is not installed", "train") from error
-    found: Any = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
-    return images, torch.tensor(found.target, dtype=torch.long)
 
 
 def rows(x0: Tensor, c: Tensor) -> Data:

@@ -221,16 +221,14 @@ class LoopTrainer:
         found: dict[str, Tensor] = {}
         for role in self.turns:
             for prefix, module in self._owned(role).items():
-                live = dict(module.named_parameters()) | dict(module.named_buffers())
-                found |= {f"role/{role}/{prefix}{name}": tensor for name, tensor in live.items()}
+                found |= {f"role/{role}/{prefix}{name}": tensor for name, tensor in _live(module).items()}
             for name, parameter in self.trained[role].items():
                 state = self.optimizers[role].state.get(parameter, {})
                 found |= {
                     f"optimizer/{role}/{name}/{key}": one for key, one in state.items() if isinstance(one, Tensor)
                 }
         for name in self.averages:
-            live = dict(self.roles[name].named_parameters()) | dict(self.roles[name].named_buffers())
-            found |= {f"average/{name}/{key}": tensor for key, tensor in live.items()}
+            found |= {f"average/{name}/{key}": tensor for key, tensor in _live(self.roles[name]).items()}
         return found
 
     def save(self, folder: Path) -> None:
@@ -275,6 +273,10 @@ def _optimizer(parameters: Any, settings: LoopSettings) -> torch.optim.Optimizer
         momentum = settings.momentum
         return torch.optim.SGD(parameters, rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     return torch.optim.AdamW(parameters, rate, betas=settings.betas, weight_decay=decay)
+
+
+def _live(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import InputError
+from workbench.policies.taps import Taps
 from workbench.policies.vision.networks import Block
-from workbench.policies.vision.taps import Taps
 
 FeatureShape = tuple[int, ...]
 

@@ -28,7 +28,7 @@ def outputs(view: View, role: str, paths: Sequence[str] = ()) -> Mapping[str, Te
     """
     import torch
 
-    from workbench.policies.vision.taps import Taps
+    from workbench.policies.taps import Taps
 
     def run() -> dict[str, Tensor]:
         model = view.role(role)

@@ -6,13 +6,14 @@ Tables have `image` [N, 1, H, W] in -1 to 1 and `label` [N].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.errors import InputError, MissingExtra
+from workbench.errors import InputError
+from workbench.policies.digits import digits as all_digits
 
 Table = dict[str, Tensor]
 SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "saltire", "bars")
@@ -38,15 +39,9 @@ def digits(
         missing: a class that is not in `train`.
     Raises: MissingExtra without scikit-learn.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as e:
-        raise MissingExtra("the digits need scikit-learn", "train") from e
     if not 0 <= noise < 1:
         raise InputError(f"The fraction of wrong labels must be in [0, 1), not {noise}.")
-    raw: Any = load_digits()
-    image = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
-    label = torch.tensor(raw.target, dtype=torch.long)
+    image, label = all_digits()
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(label), generator=generator)
     pool, test = ({"image": image[part], "label": label[part]} for part in (order[:num_train], order[num_train:]))

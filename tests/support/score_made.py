@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from workbench.policies.diffusion.generation import simulate, step_times
+from workbench.policies.diffusion.networks import MLP
 from workbench.policies.diffusion.oracle import GaussianMixture
 from workbench.policies.diffusion.predict import Predictor
 from workbench.policies.diffusion.schedules import RectifiedFlow, Schedule
-from workbench.policies.diffusion.testbeds import gauss8_data, toy_teacher
+from workbench.policies.diffusion.testbeds import gauss8_data, toy_net, toy_teacher
 from workbench.policies.loop.engine import LoopTrainer
 from workbench.policies.loop.settings import LoopSettings
 from workbench.policies.nouns import Method, Phase
+
+RF = RectifiedFlow()
+FAST: dict[str, Any] = {"schedule": "linear", "betas": (0.0, 0.99)}
 
 
 class Affine(nn.Module):
@@ -55,6 +59,14 @@ class ExactCritic(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         return self.__dict__["student"].law()(x, t, c)
+
+
+def normal(mean: float, std: float, **options: Any) -> GaussianMixture:
+    return GaussianMixture(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), **options)
+
+
+def tiny_teacher(**options: Any) -> MLP:
+    return toy_net("gauss8", 16, 2, 1, **options).requires_grad_(False)
 
 
 def settings(**changes: Any) -> LoopSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,39 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
 def query(folder: Path, sql: str) -> list[Any]:
     with Store(folder / "s.duckdb", read_only=True) as store:
         return store.con.execute(sql).fetchall()
+
+
+CHILD_CODE = "the child's code"
+_CHILD = """
+import sys
+import torch
+torch.set_num_threads(1)
+from workbench import train as training
+from workbench.policies.running import Interrupted
+from workbench.recipes import read
+recipe, store, phase, code = sys.argv[1:]
+training.code_version = lambda: code
+asked = []
+def say(text):
+    if f"{phase}: step" in text and not asked:
+        asked.append(text)
+        print("metric", flush=True)
+        sys.stdin.readline()
+try:
+    training.train(read(recipe), store, say=say)
+except Interrupted as stop:
+    print(stop)
+    sys.exit(130)
+"""
+
+
+def training_child(folder: Path, phase: str) -> subprocess.Popen[str]:
+    """A process that trains folder/r.yaml as CHILD_CODE, stopped at the phase's first metrics until a line comes in."""
+    command = [sys.executable, "-c", _CHILD, str(folder / "r.yaml"), str(folder / "s.duckdb"), phase, CHILD_CODE]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout
+    assert child.stdout.readline() == "metric\n", child.communicate(timeout=60)[1][-3000:]
+    return child
 
 
 def plain_model(folder: Path, words: list[str] | None = None, name: str = "model") -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,13 @@ pytest.importorskip("trl")
 torch.set_num_threads(1)
 
 from tiny_models import make_tokenizer  # noqa: E402
-from training_made import SMALL, query, recipe  # noqa: E402
+from training_made import CHILD_CODE, SMALL, query, recipe, training_child  # noqa: E402
 
 from workbench import train as training  # noqa: E402
 from workbench.cli import app  # noqa: E402
 from workbench.data.store import Store  # noqa: E402
 from workbench.errors import InputError, NotFound  # noqa: E402
-from workbench.policies.lm.run import Interrupted  # noqa: E402
+from workbench.policies.running import Interrupted  # noqa: E402
 from workbench.recipes import read  # noqa: E402
 from workbench.train import train  # noqa: E402
 from workbench.train_run import code_files  # noqa: E402
@@ -132,38 +130,16 @@ def test_lineage_is_in_the_card_and_evaluations_come_in_later(tmp_path: Path) ->
     assert "| svamp | test | number/1 | 1 | 0 | 0.500 | `e2` |" in card
 
 
-CHILD = """
-import sys
-import torch
-torch.set_num_threads(1)
-from workbench.recipes import read
-from workbench.policies.lm.run import Interrupted
-from workbench.train import train
-asked = []
-def say(text):
-    if "preference: step" in text and not asked:
-        asked.append(text)
-        print("metric", flush=True)
-        sys.stdin.readline()
-try:
-    train(read(sys.argv[1]), sys.argv[2], say=say)
-except Interrupted as stop:
-    print(stop)
-    sys.exit(130)
-"""
-
-
-def test_a_run_that_ctrl_c_stopped_goes_on_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_that_ctrl_c_stopped_goes_on_and_equals_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real signal in the second phase of two; the first phase is not trained again."""
+    monkeypatch.setattr(training, "code_version", lambda: CHILD_CODE)  # of the child, whatever is edited meanwhile
     given = {**SMALL, "method": "soda", "settings": {**SMALL["settings"], "steps": 12, "save_every": 5}}
     for name in ("cut", "whole"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "r.yaml").write_text(json.dumps({**given, "output": str(tmp_path / name / "out")}))
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "cut" / "r.yaml"), str(tmp_path / "cut" / "s.duckdb")]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout
-    assert child.stdin
-    assert child.stdout.readline() == "metric\n"
+    child = training_child(tmp_path / "cut", "preference")
     child.send_signal(signal.SIGINT)
     out, errors = child.communicate("go on\n", timeout=120)
     assert child.returncode == 130, errors[-3000:]

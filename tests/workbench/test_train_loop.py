@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ pytest.importorskip("sklearn")
 torch.set_num_threads(1)
 
 from loop_recipes_made import FLOW, LABELS, PAIRS, loop_recipe  # noqa: E402
-from training_made import query  # noqa: E402
+from training_made import CHILD_CODE, query, training_child  # noqa: E402
 
 from workbench import train as training  # noqa: E402
 from workbench.cli import app  # noqa: E402
@@ -119,48 +117,17 @@ def test_a_pool_is_made_once_and_a_larger_one_goes_on_where_it_ended(tmp_path: P
     assert query(tmp_path, "SELECT chunk, num FROM pair_chunks ORDER BY 1") == [(0, 1024), (1, 1024)]
 
 
-CHILD = """
-import sys
-import torch
-torch.set_num_threads(1)
-from workbench.recipes import read
-from workbench.policies.running import Interrupted
-from workbench import train as training
-from workbench.train import train
-training.code_version = lambda: "this one"
-asked = []
-def say(text):
-    if "distil: step" in text and not asked:
-        asked.append(text)
-        print("metric", flush=True)
-        sys.stdin.readline()
-try:
-    train(read(sys.argv[1]), sys.argv[2], say=say)
-except Interrupted as stop:
-    print(stop)
-    sys.exit(130)
-"""
-
-
-def start_child(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD, str(folder / "r.yaml"), str(folder / "s.duckdb")]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout
-    assert child.stdout.readline() == "metric\n", child.communicate(timeout=60)[1][-3000:]
-    return child
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_run_that_was_stopped_goes_on_and_equals_an_undisturbed_one(
     how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real signal in the second phase of two; the first phase is not trained again."""
-    monkeypatch.setattr(training, "code_version", lambda: "this one")  # of the child, whatever is edited meanwhile
+    monkeypatch.setattr(training, "code_version", lambda: CHILD_CODE)  # of the child, whatever is edited meanwhile
     given = {**PAIRS, "settings": {**PAIRS["settings"], "steps": 9, "save_every": 3, "log_every": 4}}
     for name in ("cut", "whole"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "r.yaml").write_text(json.dumps({**given, "output": str(tmp_path / name / "out")}))
-    child = start_child(tmp_path / "cut")
+    child = training_child(tmp_path / "cut", "distil")
     child.send_signal(how)
     out, errors = child.communicate("go on\n", timeout=900)
     if how == signal.SIGINT:

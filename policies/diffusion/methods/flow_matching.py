@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.policies.catalog import Entry
 from workbench.policies.diffusion.generation import TABLE
+from workbench.policies.diffusion.score_terms import squared_error
 from workbench.policies.nouns import Phase, Stored
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class NoisedDataRegression:
         eps, dropped, c = view.randn_like(x0), view.rand() < self.drop, None
         if net.num_classes:
             c = torch.where(dropped, net.num_classes, rows["c"])
-        error = net(schedule.add_noise(x0, eps, t), t, c) - combine(x0, eps, t, schedule, net.prediction)
-        return view.mean(error.square().flatten(1).mean(1))
+        predicted = net(schedule.add_noise(x0, eps, t), t, c)
+        return view.mean(squared_error(predicted, combine(x0, eps, t, schedule, net.prediction)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

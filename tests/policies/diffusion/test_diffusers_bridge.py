@@ -37,7 +37,8 @@ from workbench.policies.diffusion.schedules import (
     translate,
 )
 from workbench.policies.diffusion.tabulated import Tabulated
-from workbench.policies.diffusion.testbeds import Fit, digits, fit, rows, student_of
+from workbench.policies.diffusion.testbeds import Fit, fit, rows, student_of
+from workbench.policies.digits import digits
 from workbench.policies.loop.run import run_method
 from workbench.policies.loop.settings import LoopSettings
 

@@ -13,7 +13,6 @@ from workbench.policies.diffusion.samplers import ode, uniform_times
 from workbench.policies.diffusion.testbeds import (
     Fit,
     checkerboard_data,
-    digits,
     fit,
     gauss8_data,
     rows,
@@ -23,6 +22,7 @@ from workbench.policies.diffusion.testbeds import (
     toy_teacher,
     warm_student,
 )
+from workbench.policies.digits import digits
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from score_made import (
+    FAST,
+    RF,
     Affine,
     ExactCritic,
     exact,
     gauss8_rows,
     gauss8_teacher,
+    normal,
     only_phase,
     samples,
     settings,
     sliced,
+    tiny_teacher,
     train,
 )
 from torch import Tensor, nn
@@ -23,9 +27,8 @@ from torch import Tensor, nn
 from workbench.errors import InputError, TrainingError
 from workbench.policies.diffusion.generation import Generated, UniformTime
 from workbench.policies.diffusion.methods.dmd2 import Dmd2
-from workbench.policies.diffusion.networks import MLP
 from workbench.policies.diffusion.oracle import GaussianMixture
-from workbench.policies.diffusion.schedules import RectifiedFlow, expand
+from workbench.policies.diffusion.schedules import expand
 from workbench.policies.diffusion.score_terms import (
     Denoising,
     DistributionMatching,
@@ -36,18 +39,6 @@ from workbench.policies.diffusion.score_terms import (
 from workbench.policies.diffusion.testbeds import Fit, fit, student_of, toy_net
 from workbench.policies.loop.engine import LoopTrainer
 from workbench.policies.nouns import Phase, Role
-
-RF = RectifiedFlow()
-FAST = {"schedule": "linear", "betas": (0.0, 0.99)}
-
-
-def normal(mean: float, std: float, **options) -> GaussianMixture:
-    return GaussianMixture(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), **options)
-
-
-def tiny_teacher(**options) -> MLP:
-    return toy_net("gauss8", 16, 2, 1, **options).requires_grad_(False)
-
 
 # -- who trains, and where to -----------------------------------------------------------------------------------------
 

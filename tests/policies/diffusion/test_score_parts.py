@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from score_made import (
+    RF,
     Affine,
     gauss8_rows,
+    normal,
     only_phase,
     settings,
+    tiny_teacher,
     train,
 )
 from torch import Tensor, nn
@@ -28,32 +31,19 @@ from workbench.policies.diffusion.adversarial import (
 from workbench.policies.diffusion.dit import DiT
 from workbench.policies.diffusion.generation import Generated, simulate, step_times, time_at
 from workbench.policies.diffusion.methods.dmd2 import Dmd2
-from workbench.policies.diffusion.networks import MLP
-from workbench.policies.diffusion.oracle import GaussianMixture, gauss8
+from workbench.policies.diffusion.oracle import gauss8
 from workbench.policies.diffusion.predict import Predictor
 from workbench.policies.diffusion.samplers import karras_times, sde
-from workbench.policies.diffusion.schedules import Edm, RectifiedFlow, Trigonometric, VariancePreserving, expand
+from workbench.policies.diffusion.schedules import Edm, Trigonometric, VariancePreserving, expand
 from workbench.policies.diffusion.score_terms import (
     Denoising,
     normalised_direction,
     per_sample,
     scale_of,
 )
-from workbench.policies.diffusion.testbeds import student_of, toy_net
+from workbench.policies.diffusion.testbeds import student_of
 from workbench.policies.loop.engine import LoopTrainer
 from workbench.policies.nouns import Phase, Role
-
-RF = RectifiedFlow()
-FAST = {"schedule": "linear", "betas": (0.0, 0.99)}
-
-
-def normal(mean: float, std: float, **options) -> GaussianMixture:
-    return GaussianMixture(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1), **options)
-
-
-def tiny_teacher(**options) -> MLP:
-    return toy_net("gauss8", 16, 2, 1, **options).requires_grad_(False)
-
 
 # -- identities -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from score_made import (
     exact,
     gauss8_rows,
     gauss8_teacher,
+    normal,
     only_phase,
     samples,
     settings,
@@ -33,10 +34,6 @@ from workbench.policies.loop.engine import LoopTrainer
 T = 0.4
 CLASSES = GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, 0.5]), torch.ones(2), torch.arange(2))
 PLAIN: dict[str, Any] = {"guidance": 1.0, "critic_guidance": 1.0, "critic_training_guidance": 1.0}
-
-
-def normal(mean, std) -> GaussianMixture:
-    return GaussianMixture(torch.tensor([[mean]]), torch.tensor([std]), torch.ones(1))
 
 
 def nodes() -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,9 @@ from workbench.errors import InputError
 from workbench.policies.diffusion.methods.slimflow import SlimFlow
 from workbench.policies.diffusion.oracle import gauss8, two_gaussians
 from workbench.policies.diffusion.pairs import AnnealedPairs, make_pairs
-from workbench.policies.diffusion.regression import FlowGuidedRegression, VelocityRegression, squared_error, two_legs
+from workbench.policies.diffusion.regression import FlowGuidedRegression, VelocityRegression, two_legs
 from workbench.policies.diffusion.schedules import RectifiedFlow, Trigonometric
+from workbench.policies.diffusion.score_terms import squared_error
 from workbench.policies.diffusion.testbeds import student_of, toy_net
 from workbench.policies.nouns import Phase, Stored
 

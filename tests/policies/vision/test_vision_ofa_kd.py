@@ -20,10 +20,10 @@ from vision_made import Rolled, made, step_of, trained  # noqa: E402
 
 from workbench.errors import InputError  # noqa: E402
 from workbench.policies.nouns import Phase, Stored  # noqa: E402
+from workbench.policies.taps import Taps  # noqa: E402
 from workbench.policies.vision.losses import enhanced_target, soft_cross_entropy  # noqa: E402
 from workbench.policies.vision.methods.ofa_kd import OfaKd, branch_name  # noqa: E402
 from workbench.policies.vision.networks import MLP, ResNet, ViT  # noqa: E402
-from workbench.policies.vision.taps import Taps  # noqa: E402
 from workbench.policies.vision.terms import Labels  # noqa: E402
 from workbench.policies.vision.testbeds import digits, fit, measure  # noqa: E402
 

@@ -21,10 +21,10 @@ from vision_made import made, step_of  # noqa: E402
 
 from workbench.errors import InputError, MissingExtra  # noqa: E402
 from workbench.policies.nouns import Phase, Role, Stored  # noqa: E402
+from workbench.policies.taps import Taps  # noqa: E402
 from workbench.policies.vision import losses, testbeds  # noqa: E402
 from workbench.policies.vision.connectors import align, feature_shapes, logit_head  # noqa: E402
 from workbench.policies.vision.networks import MLP, Block, ResNet, ViT, timm_network  # noqa: E402
-from workbench.policies.vision.taps import Taps  # noqa: E402
 from workbench.policies.vision.terms import FeatureMatch, Labels  # noqa: E402
 
 
