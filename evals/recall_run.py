@@ -30,7 +30,7 @@ import duckdb
 from workbench.data.columns import Kind, insert_rows, registered
 from workbench.data.records import digest
 from workbench.data.store import Store
-from workbench.errors import InputError, MissingExtra
+from workbench.errors import InputError, MissingExtra, is_interrupt
 from workbench.evals.metrics import rank
 from workbench.evals.ours import installed
 from workbench.evals.retriever import Index, Retriever
@@ -191,6 +191,8 @@ class _Work:
                     except MissingExtra as e:
                         skipped[retriever.name] = str(e)
                     except Exception as e:  # stored as what it is, for every query of the scope
+                        if is_interrupt(e):
+                            raise KeyboardInterrupt from e
                         for query in pending[run_id]:
                             self._take(_Answer(run_id, query.id, "error", f"build: {_told(e)}", [], [], 0.0))
                 tokens: dict[str, dict[str, int]] = {run_id: {} for run_id in indexes}
@@ -230,6 +232,8 @@ class _Work:
                     if doc not in tokens:
                         tokens[doc] = count_tokens(index.returned(doc))
             except Exception as e:  # a failure is a result with a status, not an empty list and not the end of the run
+                if is_interrupt(e) and not alarm.rang:
+                    raise KeyboardInterrupt from e
                 hits, error = [], _told(e)
                 status = "timeout" if alarm.rang or isinstance(e, TimeoutError) else "error"
                 milliseconds = milliseconds or (time.process_time() - start) * 1000

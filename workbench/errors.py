@@ -28,6 +28,13 @@ class WorkbenchError(Exception):
     exit_code = 1
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether this is Ctrl-C: in the middle of a DuckDB statement it reaches us as DuckDB's own error."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, RuntimeError) and str(error).startswith("Query interrupted")
+    )
+
+
 class InputError(WorkbenchError, ValueError):
     """An argument or file that cannot be meant that way."""
 

@@ -25,7 +25,7 @@ import workbench
 from workbench import train_rows
 from workbench.data.records import digest
 from workbench.data.store import Store
-from workbench.errors import InputError
+from workbench.errors import InputError, is_interrupt
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.versions import folder_version
 from workbench.recipes import Recipe
@@ -163,11 +163,11 @@ class Run(ABC):
         rows.begin(self.method, self.resolved, self.lineage, self.code, self.packages, self.folder)
         try:
             artifacts = self.fit(rows)
-        except KeyboardInterrupt:
-            rows.end("interrupted")
-            raise
-        except Exception as error:
-            rows.end("failed", f"{type(error).__name__}: {error}")
+        except (KeyboardInterrupt, Exception) as error:
+            if is_interrupt(error):
+                rows.end("interrupted")
+            else:
+                rows.end("failed", f"{type(error).__name__}: {error}")
             raise
         rows.end("done", artifacts=artifacts)
 

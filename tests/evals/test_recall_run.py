@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import recall_made as m
 
@@ -318,6 +321,17 @@ def test_an_interrupt_keeps_what_was_answered(store: Store) -> None:
     assert (outcome.num_asked, outcome.num_stored) == (15, 9)
     assert seen[0].total == 24
     assert scored(store, task, outcome, "stopped").evaluation.means()["mrr"] == 1.0
+
+
+def test_an_interrupt_inside_a_statement_is_no_failed_answer(store: Store) -> None:
+    def search(text: str, documents: Sequence[Document], k: int) -> list[tuple[str, float]]:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        duckdb.sql("SELECT sum(hash(range)) FROM range(4_000_000_000)").fetchall()  # some 30 s
+        return []
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store.path, m.made(), [m.Made("queries", search)], split="all")
+    assert store.con.execute("SELECT count(*) FROM eval_results").fetchall() == [(0,)]
 
 
 def _rows(path: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_interrupt
 
 INTERRUPTED = 130
 #: Which module registers which command: a command line loads only its own (they cost 50 ms of CPU together).
@@ -83,9 +83,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except RuntimeError as error:
-        if "Query interrupted" not in str(error):
+        if not is_interrupt(error):
             raise
-        return _interrupted()  # Ctrl-C in the middle of a statement reaches us as DuckDB's own error
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
