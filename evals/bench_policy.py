@@ -13,7 +13,7 @@ from workbench.errors import InputError
 from workbench.evals.bench_run import Policy
 from workbench.policies.lm.endpoint import Endpoint
 from workbench.policies.lm.episodes import Write, local_writer
-from workbench.policies.lm.local_models import folder_version, load, stay_offline
+from workbench.policies.lm.local_models import folder_version, load, load_tokenizer, stay_offline
 from workbench.policies.lm.served import ServedModel
 
 #: What beside weights decides how a model reads and writes: tokenizer, chat template, generation defaults.
@@ -72,13 +72,7 @@ def served_policy(model: str, base_url: str, tokenizer: str | Path, api_key_env:
     Raises: InputError for a folder without tokenizer, EndpointError.
     """
     stay_offline()
-    from transformers import AutoTokenizer
-
-    try:
-        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--tokenizer takes the folder of the served model's tokenizer: {reason}") from error
+    words = load_tokenizer(tokenizer)
     with _endpoint(base_url, model, api_key_env) as endpoint:
         served = ServedModel(endpoint, words)
         if not served.capabilities.accepts_ids:

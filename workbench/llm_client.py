@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from workbench.errors import EndpointError, InputError, MissingExtra
-from workbench.model_server import RETRIED, api_key, checked_url, explain, wait_seconds
+from workbench.model_server import RETRIED, api_key, checked_url, explain, is_loopback, wait_seconds
 
 if TYPE_CHECKING:
     import httpx
@@ -169,7 +167,7 @@ class OpenAIChat:
 
         if self._http is None:
             # A proxy from the environment must not get between us and a server on this machine.
-            is_local = _is_loopback(urlsplit(self.endpoint).hostname or "")
+            is_local = is_loopback(self.endpoint)
             self._http = httpx.AsyncClient(timeout=self._timeout_seconds, trust_env=not is_local)
         key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -257,10 +255,3 @@ class OpenAIChat:
             is_estimated=is_estimated,
             num_requests=num_requests,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

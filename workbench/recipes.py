@@ -3,7 +3,7 @@
     method: gkd                     # a name of `workbench methods list`
     config: {divergence: forward_kl}
     student: runs/start             # a folder, {new: {hidden: 32}} or {recipe: other.yaml}
-    models: {teacher: {recipe: rooms-teacher.yaml}}
+    models: {teacher: {recipe: rooms-teacher.yaml}}  # or {served: {url: http://127.0.0.1:8000/v1, model: NAME}}
     tasks: {split: train, limit: 60}                # or {set: of the store}, or {bench: gsm8k}
     environment: {name: rooms, seed: 0}
     settings: {steps: 200, batch_size: 32}
@@ -50,8 +50,26 @@ class NewModel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServedSource:
+    """A model behind a server that speaks OpenAI's API.
+
+    Args:
+        url: up to and with /v1; model: the server's name for it.
+        tokenizer: folder of the model's tokenizer; None = its text alone is used, cut by the student's.
+        api_key_env: name of the environment variable that holds the key.
+        version: what its rollouts and scores are kept under; None = the name. Other weights need another.
+    """
+
+    url: str
+    model: str
+    tokenizer: str | None = None
+    api_key_env: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
-    """Where a model comes from: exactly one of the three.
+    """Where a model comes from: exactly one of the four.
 
     Args: folder: of safetensors and a tokenizer; recipe: path of one whose result is taken (it is trained if need be).
     """
@@ -59,10 +77,13 @@ class ModelSource:
     folder: str | None = None
     new: NewModel | None = None
     recipe: str | None = None
+    served: ServedSource | None = None
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.folder, self.new, self.recipe)) != 1:
-            raise InputError("A model is a folder, {new: {…}} or {recipe: FILE}: exactly one of the three.")
+        if sum(value is not None for value in (self.folder, self.new, self.recipe, self.served)) != 1:
+            raise InputError(
+                "A model is a folder, {new: {…}}, {recipe: FILE} or {served: {url: …, model: …}}: exactly one of them."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +206,8 @@ def parse(given: Mapping[str, Any], folder: str | Path = ".") -> Recipe | LoopRe
         values["environment"] = _environment(given["environment"])
     for name, cls in (("tasks", TaskChoice), ("rollouts", RolloutSettings)):
         values[name] = build(cls, given.get(name) or {}, name)
+    if "student" in values and values["student"].served:
+        raise InputError("student: a model behind a server cannot be trained. Name a folder, or {new: {…}}.")
     values["keep_rollouts"] = checked(bool, given.get("keep_rollouts", False), "keep_rollouts")
     _check_tasks(values["tasks"], values.get("environment"))
     return Recipe(**values)

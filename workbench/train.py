@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,12 @@ from workbench.data.store import default_path
 from workbench.errors import InputError, MissingExtra
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.versions import folder_version
-from workbench.recipes import ModelSource, Recipe
+from workbench.recipes import ModelSource, Recipe, ServedSource
 from workbench.train_run import Run, RunResult, code_version, quiet
 
 if TYPE_CHECKING:
     from workbench.policies.lm.local_models import LocalModel
+    from workbench.policies.lm.remote_models import RemoteModel
     from workbench.train_data import Data
 
 
@@ -78,15 +80,22 @@ def _trained(recipe: str, store: Path, say: Callable[[str], None]) -> str:
 
 def _prepared(recipe: Recipe, store: Path, say: Callable[[str], None]) -> _LmRun:
     """The run with its models loaded, and what it reads in the store."""
+    from workbench.policies.lm.engine import asked_roles
     from workbench.train_data import Gatherer, choose_judge, choose_tasks
 
     judge = choose_judge(recipe)
-    models = {
-        name: _model(source, recipe, judge.environment, store, say)
-        for name, source in {"student": recipe.student, **recipe.models}.items()
-    }
-    student = models.pop("student")
-    data = Gatherer(recipe, store, student, models, judge, say).gather(choose_tasks(recipe, judge, store))
+    student = _model(recipe.student, recipe, judge.environment, store, say)
+    asked, models = asked_roles(recipe.config.phases()), {}
+    with ExitStack() as connections:  # to servers, which are asked nothing after this
+        for name, source in recipe.models.items():
+            if source.served:
+                models[name] = _served(source.served, student)
+                connections.callback(models[name].endpoint.close)
+                if name in asked:
+                    _ = models[name].model  # says why that cannot be, before anything is written
+            else:
+                models[name] = _model(source, recipe, judge.environment, store, say)
+        data = Gatherer(recipe, store, student, models, judge, say).gather(choose_tasks(recipe, judge, store))
     return _LmRun(recipe, store, student, models, judge.environment, data, say)
 
 
@@ -132,12 +141,21 @@ def _model(
     return local_models.load(folder or "", dtype=dtype, device=device)
 
 
+def _served(source: ServedSource, student: LocalModel) -> RemoteModel:
+    from workbench.policies.lm.remote_models import remote
+
+    return remote(
+        source.url, source.model, student.tokenizer, tokenizer=source.tokenizer, api_key_env=source.api_key_env,
+        version=source.version,
+    )  # fmt: skip
+
+
 class _LmRun(Run):
     """A run on TRL."""
 
     def __init__(
-        self, recipe: Recipe, store: Path, student: LocalModel, models: Mapping[str, LocalModel], environment: Any,
-        data: Data, say: Callable[[str], None],
+        self, recipe: Recipe, store: Path, student: LocalModel, models: Mapping[str, LocalModel | RemoteModel],
+        environment: Any, data: Data, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.recipe, self.student, self.models, self.environment, self.data = recipe, student, models, environment, data
         supplies = {
@@ -147,7 +165,7 @@ class _LmRun(Run):
         super().__init__(recipe, store, self._lineage(), supplies, code_version(), say)
 
     def _lineage(self) -> dict[str, Any]:
-        def described(model: LocalModel) -> dict[str, str]:
+        def described(model: LocalModel | RemoteModel) -> dict[str, str]:
             return {"version": model.version, "vocabulary": model.tokens, "source": model.source}
 
         from workbench.train_data import set_name

@@ -23,6 +23,7 @@ from workbench.train_scores import ScoreSupply, Scoring, scored_policies
 if TYPE_CHECKING:
     from workbench.evals.verifiers import Verify
     from workbench.policies.lm.local_models import LocalModel
+    from workbench.policies.lm.remote_models import RemoteModel
     from workbench.policies.lm.rollout import Rollout
 
 TEST_SHARE = 1 / 3  # of an environment's own tasks; for rooms the split of the bench of that name
@@ -141,8 +142,8 @@ class Gatherer:
     """
 
     def __init__(
-        self, recipe: Recipe, store: Path, student: LocalModel, models: Mapping[str, LocalModel], judge: Judge,
-        say: Callable[[str], None],
+        self, recipe: Recipe, store: Path, student: LocalModel, models: Mapping[str, LocalModel | RemoteModel],
+        judge: Judge, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.recipe, self.store, self.student, self.models = recipe, store, student, models
         self.judge, self.say = judge, say
@@ -227,7 +228,13 @@ class Gatherer:
                 yield number, lacking[start : start + _CHUNK]
 
     def _write(
-        self, policy: str, writer: LocalModel | None, tasks: list[Task], version: str, sampling: Any, number: int
+        self,
+        policy: str,
+        writer: LocalModel | RemoteModel | None,
+        tasks: list[Task],
+        version: str,
+        sampling: Any,
+        number: int,
     ) -> int:
         seed = f"{self.recipe.settings.seed}/{number}"
         if writer is None:
@@ -245,7 +252,7 @@ class Gatherer:
                 verified=self.judge.name if writer else None, first_sample=number,
             )  # fmt: skip
 
-    def _sampling(self, policy: str, writer: LocalModel | None) -> dict[str, Any]:
+    def _sampling(self, policy: str, writer: LocalModel | RemoteModel | None) -> dict[str, Any]:
         where = dict(self.judge.settings) if self.judge.settings else None
         if writer is None:
             return {"environment": where, "noise": self.recipe.rollouts.noise}
@@ -276,11 +283,7 @@ class Gatherer:
         answer = tokenizer(task.answer, add_special_tokens=False)["input_ids"]
         return Rollout(task.id, encode(tokenizer, task.prompt("prompt")), [*answer, tokenizer.eos_token_id])
 
-    def _rolled_out(self, policy: str, writer: LocalModel, tasks: list[Task], seed: int) -> list[Rollout]:
-        import torch
-
-        from workbench.policies.lm.episodes import encode, local_writer, roll_out
-
+    def _rolled_out(self, policy: str, writer: LocalModel | RemoteModel, tasks: list[Task], seed: int) -> list[Rollout]:
         is_foreign = writer.tokens != self.student.tokens
         if is_foreign and self.judge.environment is not None:
             raise InputError(
@@ -288,13 +291,10 @@ class Gatherer:
                 "turns in an environment cannot be cut into the student's tokens. Take one with the same tokenizer."
             )
         context = self._context(policy)
-        prompts = [encode(writer.tokenizer, task.prompt(context)) for task in tasks]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            rollouts = roll_out(
-                local_writer(writer.model, writer.tokenizer, self.recipe.rollouts.temperature), writer.tokenizer, tasks,
-                prompts, self.recipe.settings.max_completion_tokens, self.judge.environment,
-            )  # fmt: skip
+        rollouts = writer.roll_out(
+            tasks, context=context, max_tokens=self.recipe.settings.max_completion_tokens,
+            temperature=self.recipe.rollouts.temperature, seed=seed, environment=self.judge.environment,
+        )  # fmt: skip
         if self.judge.verify:
             for rollout, task in zip(rollouts, tasks, strict=True):
                 said = writer.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
@@ -303,7 +303,7 @@ class Gatherer:
             return rollouts
         return [self._encoded_again(r, t, writer, context) for r, t in zip(rollouts, tasks, strict=True)]
 
-    def _encoded_again(self, rollout: Rollout, task: Task, writer: LocalModel, context: str) -> Rollout:
+    def _encoded_again(self, rollout: Rollout, task: Task, writer: LocalModel | RemoteModel, context: str) -> Rollout:
         """The same text in the student's tokens."""
         from workbench.policies.lm.episodes import encode
 

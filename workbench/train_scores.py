@@ -15,6 +15,7 @@ from workbench.policies.tasks import Task
 
 if TYPE_CHECKING:
     from workbench.policies.lm.local_models import LocalModel
+    from workbench.policies.lm.remote_models import RemoteModel
     from workbench.policies.lm.rollout import Rollout, Scores
     from workbench.policies.lm.scoring import Pair
 
@@ -68,8 +69,8 @@ class Scoring:
     """
 
     def __init__(
-        self, store: Path, student: LocalModel, models: Mapping[str, LocalModel], tasks: Sequence[Task], k: int,
-        say: Callable[[str], None],
+        self, store: Path, student: LocalModel, models: Mapping[str, LocalModel | RemoteModel], tasks: Sequence[Task],
+        k: int, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.store, self.student, self.models, self.tasks, self.k, self.say = store, student, models, tasks, k, say
 
@@ -96,7 +97,7 @@ class Scoring:
         )
         return again, supply
 
-    def _teacher(self, role: Role) -> LocalModel:
+    def _teacher(self, role: Role) -> LocalModel | RemoteModel:
         if role.name not in self.models:
             raise InputError(
                 f"The method reads stored scores of {role.name!r}, which are known by its weights, and the recipe has "
@@ -115,14 +116,14 @@ class Scoring:
             )
         return teacher
 
-    def _made(self, name: str, teacher: LocalModel, missing: Mapping[str, Pair]) -> dict[str, Scores]:
+    def _made(self, name: str, teacher: LocalModel | RemoteModel, missing: Mapping[str, Pair]) -> dict[str, Scores]:
         """Scores chunk by chunk; the store is held only for the moment of a commit, and a kill loses one chunk."""
-        from workbench.policies.lm.scoring import LocalTeacher, score
+        from workbench.policies.lm.scoring import score
 
         found: dict[str, Scores] = {}
         if not missing:
             return found
-        scorer, keys = LocalTeacher(teacher.model, teacher.version), list(missing)
+        scorer, keys = teacher.scorer(), list(missing)
         for start in range(0, len(keys), _CHUNK):
             self.say(f"{name}: scores of rollout {start + 1:,} of {len(keys):,}")
             fresh = score(scorer, {key: missing[key] for key in keys[start : start + _CHUNK]}, self.k)

@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.data.records import digest
 from workbench.errors import InputError
 from workbench.policies.lm.tiny import make_model, make_tokenizer
 from workbench.policies.versions import folder_version, weights_version
+
+if TYPE_CHECKING:
+    from workbench.policies.lm.rollout import Rollout
+    from workbench.policies.lm.scoring import Scorer
+    from workbench.policies.tasks import Environment, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,30 @@ class LocalModel:
         """The model; raises InputError if it cannot be read."""
         return self.read()
 
+    def roll_out(
+        self, tasks: Sequence[Task], *, context: str, max_tokens: int, temperature: float, seed: int,
+        environment: Environment | None = None,
+    ) -> list[Rollout]:  # fmt: skip
+        """One rollout of each task, in order; the same seed gives the same.
+
+        Args: context: which of the tasks' prompts is read; environment: answers after each turn.
+        """
+        import torch
+
+        from workbench.policies.lm.episodes import encode, local_writer, roll_out
+
+        prompts = [encode(self.tokenizer, task.prompt(context)) for task in tasks]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            write = local_writer(self.model, self.tokenizer, temperature)
+            return roll_out(write, self.tokenizer, tasks, prompts, max_tokens, environment)
+
+    def scorer(self) -> Scorer:
+        """Who gives the model's top-k of given completions."""
+        from workbench.policies.lm.scoring import LocalTeacher
+
+        return LocalTeacher(self.model, self.version)
+
 
 def stay_offline() -> None:
     """Nothing is downloaded or reported. Before transformers and trl are imported: both look only once."""
@@ -48,8 +77,6 @@ def load(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> 
 
     Raises: InputError if the folder lacks the configuration, the safetensors or the tokenizer.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no model folder: it has no config.json. Models are never downloaded here.")
@@ -58,15 +85,21 @@ def load(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> 
             f"{folder} has no *.safetensors. Other formats can run code when they are read: convert the model with "
             "save_pretrained() where it is trusted."
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **_SAFE)
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
-    version = folder_version(folder)
+    tokenizer, version = load_tokenizer(folder), folder_version(folder)
     return LocalModel(
         lambda: _read(folder, dtype, device), tokenizer, version if dtype == "float32" else f"{version}, {dtype}",
         vocabulary_version(tokenizer), str(folder),
     )  # fmt: skip
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer in a folder; raises InputError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(Path(folder).expanduser(), padding_side="left", **_SAFE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"There is no tokenizer in {folder}: {' '.join(str(error).split())[:400]}") from error
 
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
