@@ -7,7 +7,7 @@ context (git hashes, UUIDs, digests, test ids) stay: they are what people search
 
 Of detect-secrets (1.5) are not used: KeywordDetector, BasicAuthDetector and NpmDetector (the rules here are wider), the
 two entropy detectors but for their entropy (see above), IPPublicDetector (no secret), JwtTokenDetector (its last, lazy
-group leaves the signature in the text) and OpenAIDetector (quadratic on long runs; `_SHAPES` has it).
+group leaves the signature in the text) and OpenAIDetector (quadratic on long runs; `secret_shapes` has it).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from workbench.data.secret_shapes import SHAPES
 from workbench.errors import MissingExtra
 
 #: What stands for a secret; the number tells secrets of a kind apart. Never derived from the secret: a hash of a short
@@ -182,45 +183,12 @@ def _private_keys(text: str) -> Iterator[_Span]:
 
 # --- shapes that are secrets anywhere ---------------------------------------------------------------------------------
 
-# Not inside a word; the letter of an escape (\\n, a colour's m, %3D, \\u0022) is no word.
-_B = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=\dm)|(?<=%[0-9A-F][0-9A-F])|(?<=\\u[0-9a-f]{4}))"
-_FILE_ENDINGS = "png|jpe?g|gif|svg|webp|ico|js|ts|tsx|jsx|py|css|json|md|html|service|timer|target"
-#: (kind, literal that must occur, pattern; its group 1 if it has one, must the secret have a digit)
-_SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
-    ("api-key", "sk-", re.compile(_B + r"sk-[A-Za-z0-9_-]{20,}"), True),
-    ("api-key", "_", re.compile(_B + r"(?:hf|gsk|r8|npm|whsec|fw|figd|sbp|ntn|dckr_pat|lin_api|rnd|glsa|phx|phc)_"
-                                r"[A-Za-z0-9_-]{20,}"), True),
-    ("api-key", "_", re.compile(_B + r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}"), False),
-    ("api-key", "_", re.compile(_B + r"(?:lsv2_(?:pt|sk)|shp(?:at|ss|ca|pa)|do[opr]_v1)_[A-Za-z0-9_]{20,}"), True),
-    ("api-key", "-", re.compile(_B + r"(?:nvapi|pplx|xai|tvly|tskey|PMAK|xapp|xoxe|pcsk|ATATT|jina)[-_0-9a-z]?"
-                                r"[A-Za-z0-9_=-]{20,}"), True),
-    ("api-key", "", re.compile(_B + r"(?:dapi|key-)[0-9a-f]{32}(?![0-9a-f])"), False),
-    ("api-key", "", re.compile(r"pypi-AgE[A-Za-z0-9_-]{16,}|github_pat_[A-Za-z0-9_]{22,}"
-                               r"|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
-                               r"|(?:AIza[A-Za-z0-9_-]{15}|ya29\.|GOCSPX-|hv[sbr]\.)[A-Za-z0-9_-]{20,}"), False),
-    ("webhook", "/webhooks/", re.compile(r"/api/webhooks/\d+/([A-Za-z0-9_-]{20,})"), False),
-    ("jwt", "eyJ", re.compile(_B + r"eyJ[A-Za-z0-9_=-]{8,}\.[A-Za-z0-9_=-]{4,}(?:\.[A-Za-z0-9_.+/=-]*)?"), False),
-    ("bearer", "earer", re.compile(r"\b[Bb]earer\s+([A-Za-z0-9._~+/=-]{8,})"), True),
-    ("authorization", "uthorization", re.compile(r"[Aa]uthorization\\?[\"']?\s*[:=]\s*\\?[\"']?(?:Basic|Token|token|"
-                                                 r"ApiKey|Digest)\s+([^\s\"'\\]{6,})"), False),
-    ("cookie", "ookie:", re.compile(r"\b(?:[Ss]et-)?[Cc]ookie:[ \t]*([^\r\n\"']{8,})"), False),
-    ("password", "://", re.compile(r"://[^\s:/@\"'<>]{0,200}:([^\s/\"'<>]{1,200})@(?=[\w.\[-])"), False),
-    ("api-key", "://", re.compile(r"://([A-Za-z0-9_-]{16,200})@(?=[\w.\[-])"), True),
-    ("signature", "=", re.compile(r"[?&](?:sig|signature|X-Amz-Signature|X-Amz-Security-Token|X-Goog-Signature)="
-                                  r"([^&\s\"'<>\\]{16,})"), False),
-    ("password", "login", re.compile(r"\blogin\s+\S{1,100}\s+password\s+(\S+)"), False),
-    ("password", "sshpass", re.compile(r"\bsshpass\s+-p\s*['\"]?([^\s'\"]+)"), False),
-    ("password", "-", re.compile(r"(?<=\s)(?:-u|--user|--proxy-user)[ =]['\"]?[^\s:'\"]{1,100}:"
-                                 r"([^\s'\"]*[^\s'\"\d][^\s'\"]*)"), False),
-    ("email", "@", re.compile(r"(?<![\w.+%-])(?!(?:git|no-?reply)@)[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
-                              rf"(?!(?:{_FILE_ENDINGS})\b)[A-Za-z]{{2,24}}\b"), False),
-)  # fmt: skip
 _URL_HEAD = re.compile(r"://[^\s/?#]*\Z")
 _HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9_.-]+)")
 
 
 def _shapes(text: str) -> Iterator[_Span]:
-    for kind, literal, pattern, needs_digit in _SHAPES:
+    for kind, literal, pattern, needs_digit in SHAPES:
         if literal not in text:
             continue
         for m in pattern.finditer(text):
@@ -229,7 +197,21 @@ def _shapes(text: str) -> Iterator[_Span]:
             is_stand_in = kind == "password" and _STANDS_FOR_A_VALUE.match(secret)
             is_login = kind == "email" and _URL_HEAD.search(text, max(0, start - 200), start)
             if not is_stand_in and not is_login and not (needs_digit and not any(map(str.isdigit, secret))):
-                yield _Span(start, end, kind)
+                yield _Span(start, _end_of_wrapped(text, start, end) if kind in _WRAPPED else end, kind)
+
+
+_WRAPPED = ("api-key", "jwt", "bearer")
+_NEXT_LINE = re.compile(r"(?:\\*\r?\n|\\+[nr])[ \t]*([A-Za-z0-9_.-]{16,})(?![^\s\"'`,;)\\])")
+
+
+def _end_of_wrapped(text: str, start: int, end: int) -> int:
+    """Where a token ends that a terminal or an editor has cut into lines: the next ones begin as randomly."""
+    while end - start >= 30 and (m := _NEXT_LINE.match(text, end)):
+        rest = m.group(1)
+        if rest.lower() == rest or rest.upper() == rest or not _is_random(rest, is_hex_random=True):
+            break
+        end = m.end()
+    return end
 
 
 # --- detect-secrets ---------------------------------------------------------------------------------------------------
@@ -293,23 +275,26 @@ def _detectors(text: str) -> Iterator[_Span]:
 # --- values beside a credential's name --------------------------------------------------------------------------------
 
 _STRONG = (
-    r"passw(?:or)?d|passwort|passphrase|pwd|secret|contrase[nñ]a|mot_de_passe|db[_-]?pass|credentials?|(?:api|access|"
+    r"passw(?:or)?d|passwort|passphrase|pwd|secret|contrase[nñ]a|mot_de_passe|db[_-]?pass|(?<=_)pass(?![a-z])|"
+    r"credentials?|(?:api|access|"
     r"account|auth|client|encryption|license|master|priv|private|service|shared|signing|storage|subscription)[_-]?key"
 )
 _WEAK = r"token|bearer|session[_-]?id|key"
 _NAME = re.compile(rf"(?:{_STRONG}|{_WEAK})[\w-]{{0,24}}", re.IGNORECASE)
 _STRONG_NAME = re.compile(_STRONG)
-_SEPARATOR = re.compile(r"(?:\\*[\"'`\])]){0,2}[ \t]{0,4}(?P<sign>:=|=>|={1,3}|!==?|:|\b(?:is|was)\b)[ \t]{0,4}")
+_SEPARATOR = re.compile(
+    r"(?:\\*(?:[\"'`\])]|\\u002[27])){0,2}[ \t]{0,4}(?P<sign>:=|=>|={1,3}|!==?|:|\b(?:is|was)\b)[ \t]{0,4}"
+)
 _FLAG = re.compile(r"[ \t]+|=")
 _MARKUP = re.compile(r">(?=[^<\s])")
-_QUOTED = re.compile(r"(?P<q>\\*[\"'`])(?P<value>(?:(?!(?P=q))[^\r\n]){1,8000})(?P=q)")
+_QUOTED = re.compile(r"(?P<q>\\*(?:[\"'`]|\\u002[27]))(?P<value>(?:(?!(?P=q))[^\r\n]){1,8000})(?P=q)")
 _BARE = re.compile(r"(?:\\*[\"'`])?(?P<value>[^\s\"'`]{1,600})")
 _REST_OF_BARE = re.compile(r"[^\s\"'`]*")
 _NEXT_PAIR = re.compile(r"[,;&](?=\s*[\w.-]+[=:])|\\[nrt]|</")
 _IDENTIFIER = re.compile(r"[A-Za-z_$][\w$.]*(?:[\[(].*|\?|!)?$")
 _STANDS_FOR_A_VALUE = re.compile(
     r"(?:\W*$|\*{3,}|\.{3}|x{4,}|<[^>]*>?$|\$[A-Z_]+$|\$[a-z_]+$|\$[({]|%\w+%|%[sdr]\b|\{+[\w .]*\}*$|"
-    r"\[redacted|your[-_ ]|"
+    r"\[redacted|your[-_ ]|(?:\\+u002[27])+$|"
     r"(?:changeme|change_me|example|placeholder|redacted|none|null|nil|true|false|undefined|todo|required|optional|"
     r"password|passwd|secret|token|string|str|bool|int|bytes|any|value|empty|unset|missing|pass)\W*$)",
     re.IGNORECASE,
@@ -337,6 +322,8 @@ def _assignments(text: str) -> Iterator[_Span]:
         name = prefix + m.group()
         is_shell = prefix.startswith("--") or (name.isupper() and separator.group() == "=")
         is_quoted = value.re is _QUOTED
+        if m.group().lower() == "pass" and not is_shell:  # SMTP_PASS=…, but no second_pass: …
+            continue
         if end > start and _is_secret(text[start:end], name.lower(), is_quoted, is_shell):
             rest = _REST_OF_BARE.match(text, end) if end - start == 600 else None
             last = rest.end() if rest else end

@@ -93,6 +93,21 @@ CONTEXTS = [
     ("sshpass", "sshpass -p '{}' ssh host", "tr0mbone"),
     ("webhook", "https://discord.com/api/webhooks/123456/{}", made_up(68)),
     ("e-mail", "Author: Jo <{}>", "jo.doe+x@corp-mail.co.uk"),
+    (
+        "token wrapped at 76 columns",
+        "Authorization: Bearer {}\n",
+        "eyJhbGciOiJIUzI1NiJ9." + made_up(50) + "\n" + made_up(70),
+    ),
+    ("key wrapped, escaped", "x {}\\nnext", "sk-" + "ant-" + made_up(60) + "\\n  " + made_up(30)),
+    ("docker login", "docker login -u me -p {} registry.dev", "Pa55w0rd"),
+    ("mysql", "mysql -u root -p{} shop", "Pa55w0rd"),
+    ("redis", "redis-cli -h r -a {} ping", "Pa55w0rd"),
+    ("docker config", '{{"auths": {{"r.dev": {{"auth": "{}"}}}}}}', "bWU6SnJPWVBhQkVjV3Ry"),
+    ("npmrc", "//registry.dev/:_auth={}", "bWU6SnJPWVBhQkVjV3Ry"),
+    ("smtp", "SMTP_PASS={}\n", "xkcd-Correct9"),
+    ("escaped quotes", "{{\\u0022password\\u0022: \\u0022{}\\u0022}}", "Hunter2xyz"),
+    ("key in base64", "client-key-data: {}\n", "LS0tLS1CRUdJTi" + "BQUklWQVRFIEtFWS0tLS0t" + made_up(80, BASE64)),
+    ("set-cookie in JSON", '"set-cookie": "{}"', "sid=s%3A" + made_up(32) + "; Path=/"),
     ("long", "secret = '{}'", made_up(3000, BASE64)),
     ("long bare", "CLIENT_SECRET={}", made_up(3000)),
 ]
@@ -112,6 +127,10 @@ KEEP = [
     "http://localhost:8080/path and https://example.org/a?b=c&key=name, docker run -u 1000:1000 x",
     "the secret is required, the token is invalid, key: value, tokenizer: bert-base-uncased",
     "Traceback: KeyError: 'assistant_text' in memory/exchanges.py:214",
+    "hf_hub_download_with_retries_v2, npm_package_dependencies_react_18, r8_g8_b8_a8_unorm_texture_format",
+    "jina-embeddings-v2-base-en, pplx-70b-online-chat-preview, sk-learn-contrib-lightning-0.6.2",
+    "Cookie: the browser keeps it; mysql -u root -p; docker compose -p myproject1 up; second_pass: depth9",
+    "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1JSUM2VENDQWRHZ0F3SUJBZ0lCQURBTg==",
 ]
 
 
@@ -171,6 +190,10 @@ def test_private_keys_of_many_lines(block: str) -> None:
         assert PEM_BODY[at : at + 16] not in out.text
     assert out.text.startswith("cat id_rsa\n")
     assert out.text.endswith("the deploy failed with error 17")
+
+
+def test_a_token_in_the_place_of_a_user_goes_with_its_stand_in_password() -> None:
+    assert redact(f"https://{'a1' * 20}:x-oauth-basic@github.com/o/r.git").text.startswith("https://[REDACTED:")
 
 
 def test_same_secret_same_placeholder_also_where_it_stands_alone() -> None:
