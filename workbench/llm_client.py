@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Characters a token, for what the server does not count; English prose has about 4, code about 3.
 CHARS_PER_TOKEN = 3.5
+#: No answer is larger; what a broken server sends beyond is not read.
+MAX_ANSWER_BYTES = 4_000_000
 _FORMATS: tuple[Literal["json_schema", "json_object", "plain"], ...] = ("json_schema", "json_object", "plain")
 
 
@@ -173,7 +175,7 @@ class OpenAIChat:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             async with asyncio.timeout(self._timeout_seconds):  # httpx's own limits are per read
-                return await self._http.post(f"{self.endpoint}/chat/completions", json=body, headers=headers), ""
+                return await self._read(self._http, body, headers), ""
         except (TimeoutError, httpx.TimeoutException):
             self._was_reached = True
             return None, f"no answer within {self._timeout_seconds:g} s"
@@ -185,6 +187,22 @@ class OpenAIChat:
             return None, f"cannot connect ({e})"
         except httpx.HTTPError as e:
             return None, f"the connection broke ({type(e).__name__})"
+
+    async def _read(self, http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
+        """The response with its whole body, or with no body where that is too large."""
+        import httpx
+
+        async with http.stream("POST", f"{self.endpoint}/chat/completions", json=body, headers=headers) as response:
+            content = bytearray()
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > MAX_ANSWER_BYTES:
+                    content = bytearray(b'{"error": "more than 4 MB"}')
+                    break
+            kept = {
+                name: response.headers[name] for name in ("retry-after", "content-type") if name in response.headers
+            }
+            return httpx.Response(response.status_code, headers=kept, content=bytes(content))
 
     def _learn(self, response: httpx.Response, shape: tuple[int, str, bool]) -> bool:
         """Whether a refused request can be asked in a way that this server may accept."""
@@ -233,15 +251,15 @@ class OpenAIChat:
             if isinstance(content, list):
                 content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
             refusal = message.get("refusal")
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
-            return ChatReply(
-                failure=f"the answer is no chat completion ({type(e).__name__})", num_requests=num_requests
-            )
-        text = content if isinstance(content, str) else ""
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            failure = f"the answer is no chat completion: {self._explain(response)}"
+            return ChatReply(failure=failure, num_requests=num_requests)
+        # Half of a character that takes two, as a model writes it that is cut off, can neither be stored nor sent.
+        text = content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        tokens_in, tokens_out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         is_estimated = False
-        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+        if tokens_in is None or tokens_out is None:
             is_estimated = True
             tokens_in = estimate_tokens(sum(len(m["content"]) for m in messages))
             tokens_out = estimate_tokens(len(text))
@@ -255,3 +273,8 @@ class OpenAIChat:
             is_estimated=is_estimated,
             num_requests=num_requests,
         )
+
+
+def _count(value: Any) -> int | None:
+    """What a server says it counted, None where it says nothing that can be."""
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None

@@ -59,7 +59,7 @@ def json_object(response: httpx.Response) -> dict[str, Any] | None:
     """The answer, None if it is no JSON object."""
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
 

@@ -198,7 +198,8 @@ def _find_json(text: str) -> Any:
 
     Raises: BadReply. An object that ends too early is not completed: what is missing would be invented.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    head, end, tail = text.rpartition("</think>")
+    text = re.sub(r"<think>.*?</think>", "", head + end, flags=re.DOTALL) + tail
     for candidate in _candidates(text):
         try:
             value, _ = json.JSONDecoder(strict=False).raw_decode(candidate)

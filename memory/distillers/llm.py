@@ -341,5 +341,7 @@ class LlmDistiller:
 def _repair(prompt: Prompt, answer: str, wrong: str) -> list[dict[str, str]]:
     """The model's own answer and what is wrong with it."""
     order = f"That answer cannot be used: {wrong[:800]}. Return the corrected JSON object only."
+    if len(answer) > 20_000:  # no record is so long, and redacting it would take long
+        answer = ""
     answer, order = redact_like(prompt, [answer, order])
     return [{"role": "assistant", "content": answer[:4000] or "(nothing)"}, {"role": "user", "content": order}]

@@ -169,6 +169,12 @@ class Handler(JsonHandler):
             return b"<html>gateway</html>"
         if name == "no_choices":
             return {"choices": []}
+        if name == "deep":
+            return b"[" * 200_000
+        if name == "flood":
+            return b" " * 5_000_000
+        if name == "error_in_200":
+            return {"error": {"message": "the model is overloaded", "code": 503}}
         content = {
             "malformed": "Sure! The exchange was about tests.",
             "truncated": text[: len(text) // 2],
@@ -176,6 +182,7 @@ class Handler(JsonHandler):
             "fences": f"<think>{{hmm}}</think>Here it is:\n```json\n{text}\n```\nAnything else?",
             "commas": text.replace("}]}", "},],}"),
             "empty": "",
+            "half_character": "asks \ud83d",
             "invented": json.dumps(record | {"specific_context": "ENOTHERE-4711"}),
         }.get(name, text)
         reply = self.completion(body, content)
@@ -183,6 +190,8 @@ class Handler(JsonHandler):
             reply["choices"][0]["message"] = {"role": "assistant", "content": None, "refusal": "I cannot do that"}
         if name == "no_usage":
             del reply["usage"]
+        if name == "odd_usage":
+            reply["usage"] = {"prompt_tokens": -5, "completion_tokens": 10**30}
         if name == "truncated":
             reply["choices"][0]["finish_reason"] = "length"
         return reply

@@ -104,8 +104,9 @@ def test_all_refusals_together_end_in_plain_prompting(server: Any) -> None:
     assert len(server.bodies()) == 4 + 2
 
 
-def test_usage_that_is_missing_is_estimated_and_marked(server: Any) -> None:
-    faults(server, "no_usage")
+@pytest.mark.parametrize("name", ["no_usage", "odd_usage"])
+def test_usage_that_is_missing_or_impossible_is_estimated_and_marked(server: Any, name: str) -> None:
+    faults(server, name)
     (reply,) = ask(server)
     assert reply.is_estimated
     assert reply.tokens_in == estimate_tokens(len(MESSAGES[0]["content"]))
@@ -115,6 +116,7 @@ def test_usage_that_is_missing_is_estimated_and_marked(server: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [("refusal", "refused: I cannot"), ("not_http_json", "no chat completion"), ("no_choices", "no chat completion"),
+     ("deep", "no chat completion"), ("flood", "more than 4 MB"), ("error_in_200", "the model is overloaded"),
      ("empty", "empty"), ("413", "answered 413"), ("400", "answered 400")],
 )  # fmt: skip
 def test_answers_without_words_fail_alone(server: Any, name: str, words: str) -> None:
@@ -123,6 +125,11 @@ def test_answers_without_words_fail_alone(server: Any, name: str, words: str) ->
     assert words in first.failure
     assert first.text == ""
     assert second.failure == ""
+
+
+def test_half_a_character_is_no_text(server: Any) -> None:
+    faults(server, "half_character")
+    assert ask(server)[0].text == "asks ?"
 
 
 def test_truncated_answer_is_marked(server: Any) -> None:
