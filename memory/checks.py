@@ -32,6 +32,8 @@ def violations(exchange: Exchange, distilled: Distilled) -> list[str]:
         found.append(f"core names what the exchange does not: {', '.join(map(repr, unknown[:5]))}")
     if not 1 <= len(distilled.rooms) <= 3:
         found.append(f"{len(distilled.rooms)} rooms instead of one to three")
+    if not all(room.key.strip() for room in distilled.rooms):
+        found.append("a room has an empty key")
     found += [
         f"relevance {room.relevance} of room {room.key!r} is not in 0 to 1"
         for room in distilled.rooms

@@ -14,8 +14,9 @@ import orjson
 from workbench.data.columns import Kind, registered
 from workbench.data.records import digest
 from workbench.data.store import Store
+from workbench.errors import EndpointError
 from workbench.memory.checks import violations
-from workbench.memory.rooms import room_id
+from workbench.memory.rooms import room_id, room_key
 from workbench.memory.tokens import count_tokens
 from workbench.memory.types import Distilled, Distiller, Exchange, Failed, FileTouch
 
@@ -78,6 +79,9 @@ def distill(
         for exchange, record in distiller.distil(_pending(store, distiller.name, limit, run.docs)):
             run.take(exchange, record)
         run.commit()
+    except EndpointError:
+        run.commit()  # what came before the model server failed is good
+        raise
     finally:
         run.report.seconds = time.monotonic() - started
     run.report.pending = num_pending(store.con, distiller.name)
@@ -196,10 +200,13 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, batch: list[tuple[Exchang
         details = orjson.dumps(record.details).decode() if record.details else None
         memories.append((memory_id, exchange.exchange_id, name, exchange.content_hash, record.core, record.context,
                          record.text, tokens, details))  # fmt: skip
+        placed_here: dict[str, float] = {}
         for room in record.rooms:
-            rid = room_id(room.room_type, room.key, exchange.project)
-            rooms.setdefault(rid, (rid, room.room_type, room.key, room.label, exchange.project))  # first label stays
-            placed.append((memory_id, rid, room.relevance))
+            key = room_key(room, exchange.project)
+            rid = room_id(room.room_type, key, exchange.project)
+            rooms.setdefault(rid, (rid, room.room_type, key, room.label, exchange.project))  # first label stays
+            placed_here[rid] = max(room.relevance, placed_here.get(rid, 0.0))
+        placed += [(memory_id, rid, relevance) for rid, relevance in placed_here.items()]
     with (
         registered(con, "new_memories", _MEMORY_COLUMNS, memories),
         registered(con, "new_rooms", _ROOM_COLUMNS, list(rooms.values())),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 
+from workbench.memory.files import normalise
 from workbench.memory.types import Exchange, FileTouch, Room
 
 MAX_ROOMS = 3
@@ -40,6 +41,13 @@ _FALLBACK = "conversation"
 def room_id(room_type: str, key: str, project: str) -> str:
     """First 16 hex digits of sha256("type:key:project"): the same room whichever distiller named it."""
     return sha256(f"{room_type}:{key}:{project}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def room_key(room: Room, project: str) -> str:
+    """The key under which a room is kept, however a distiller spelt it."""
+    if room.room_type == "file":
+        return _relative(normalise(room.key), project)
+    return concept_key(room.key) or room.key.strip().lower()
 
 
 def assign_rooms(exchange: Exchange, concepts: Sequence[str] = ()) -> tuple[Room, ...]:

@@ -11,6 +11,7 @@ import store_helpers as helpers
 
 from workbench import api
 from workbench.data.store import Store
+from workbench.errors import EndpointError
 from workbench.memory import distill as module
 from workbench.memory.distill import distill, num_pending
 from workbench.memory.index import on_memories
@@ -164,3 +165,36 @@ def test_a_log_that_grows_while_it_is_distilled(path: Path, tmp_path: Path, monk
     assert bad == [(0, 0, 0, 0)]
     content = helpers.content(path)["index"]
     assert sum(1 for key in content if key[0] == "distilled/first/1") == 20
+
+
+def test_one_room_however_its_key_is_spelt_and_once_for_each_memory(path: Path) -> None:
+    def rooms(i: int, exchange: Exchange) -> Distilled:
+        concept = ("Cart Total", "cart total", "cart_total", "cartTotal")[i % 4]
+        file = ("./src/cart.py", "src\\cart.py")[i % 2]
+        placed = (Room("concept", concept, concept), Room("concept", "cart-total", "x", 0.2), Room("file", file, file))
+        return Distilled(exchange.user_text.split()[0], "", placed)
+
+    report = run(path, First(spoil=rooms))
+    assert report.failed == 0
+    with Store(path) as store:
+        found = store.con.execute(
+            "SELECT r.room_key, count(*), min(p.relevance) FROM rooms r JOIN memory_rooms p USING (room_id) "
+            "GROUP BY r.room_id, r.room_key ORDER BY 1"
+        ).fetchall()
+    assert found == [("cart-total", report.memories_added, 1.0), ("src/cart.py", report.memories_added, 1.0)]
+
+
+def test_a_room_without_a_key_is_refused(path: Path) -> None:
+    report = run(path, First(spoil=lambda i, e: Distilled(e.user_text.split()[0], "", (Room("concept", "  ", " "),))))
+    assert dict(report.reasons) == {"check: a room has an empty key": 20}
+
+
+def test_what_came_before_the_model_server_failed_is_kept(path: Path) -> None:
+    def fail(i: int, exchange: Exchange) -> None:
+        if i == 7:
+            raise EndpointError("the server is gone")
+
+    with pytest.raises(EndpointError, match="gone"):
+        run(path, First(spoil=fail))
+    with Store(path) as store:
+        assert num_pending(store.con, "first/1") == 13
