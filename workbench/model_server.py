@@ -22,7 +22,11 @@ RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 def checked_url(base_url: str) -> str:
     """The address without spaces around it and slashes behind; raises InputError for none, and for one with a key."""
     url = base_url.strip().rstrip("/")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for what is no number from 0 to 65535
+    except ValueError as e:
+        raise InputError(f"The base URL is no address: {e}.") from e
     if parts.username or parts.password:
         raise InputError("The base URL holds a user name or password; put the key into an environment variable.")
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -217,6 +217,8 @@ def test_server_that_goes_away_is_an_endpoint_error() -> None:
         ("http://127.0.0.1/v1", None, EndpointError, "No model"),
         ("127.0.0.1:8000", "m", InputError, "no http"),
         ("ftp://127.0.0.1", "m", InputError, "no http"),
+        ("http://[::1", "m", InputError, "no address"),
+        ("http://localhost:99999/v1", "m", InputError, "no address"),
         ("http://user:pw@127.0.0.1/v1", "m", InputError, "environment variable"),
     ],
 )

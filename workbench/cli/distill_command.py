@@ -23,7 +23,7 @@ LLM = "With --distiller llm"
 def distill(
     context: typer.Context,
     distiller: Annotated[str, typer.Option(help="extractive (built in, no model) or llm.")] = "extractive",
-    limit: Annotated[int | None, typer.Option(help="At most this many exchanges in this run.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most this many exchanges in this run.")] = None,
     embedder: Annotated[
         str | None, typer.Option(help="lsa (learnt from your logs), hashed, or sentence-transformers/MODEL.")
     ] = None,
