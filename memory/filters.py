@@ -54,9 +54,11 @@ class Filters:
             where.append("list_contains(e.tools, ?)")
             values.append(self.tool)
         if self.room:
+            from workbench.memory.rooms import concept_key  # most searches name no room
+
             where.append(
                 "e.exchange_id IN (SELECT m.exchange_id FROM memories m JOIN memory_rooms USING (memory_id) "
-                "JOIN rooms r USING (room_id) WHERE r.room_id = ? OR r.room_key = ? OR lower(r.label) = lower(?))"
+                "JOIN rooms r USING (room_id) WHERE r.room_id = ? OR r.room_key IN (?, ?) OR lower(r.label) = lower(?))"
             )
-            values += [self.room] * 3
+            values += [self.room, self.room, concept_key(self.room), self.room]
         return " AND ".join(where) or "true", values

@@ -14,6 +14,7 @@ from workbench.data.store import Store
 from workbench.errors import EndpointError
 from workbench.memory import distill as module
 from workbench.memory.distill import distill, num_pending
+from workbench.memory.filters import Filters
 from workbench.memory.index import on_memories
 from workbench.memory.types import Distilled, Exchange, Failed, Room
 
@@ -181,6 +182,9 @@ def test_one_room_however_its_key_is_spelt_and_once_for_each_memory(path: Path) 
             "SELECT r.room_key, count(*), min(p.relevance) FROM rooms r JOIN memory_rooms p USING (room_id) "
             "GROUP BY r.room_id, r.room_key ORDER BY 1"
         ).fetchall()
+        where, values = Filters(room="CART total").sql()
+        asked = store.con.execute(f"SELECT count(*) FROM exchanges e WHERE {where}", values).fetchall()
+    assert asked == [(report.memories_added,)]
     assert found == [("cart-total", report.memories_added, 1.0), ("src/cart.py", report.memories_added, 1.0)]
 
 
