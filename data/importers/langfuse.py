@@ -28,11 +28,12 @@ _SAID_KEYS = ("messages", "input", "question", "query", "prompt", "text", "outpu
 
 def detect(probe: Probe) -> int:
     kinds = any(b'"%s"' % kind.encode() in probe.head for kind in _KINDS)
-    if kinds and (probe.has_keys("traceId") or probe.has_keys("trace_id")) and probe.has_keys("startTime"):
+    # The interface and the API say traceId, the export to blob storage says trace_id.
+    if kinds and (probe.has_keys("traceId", "startTime") or probe.has_keys("trace_id", "start_time")):
         return 90
     if probe.has_keys("observations") and any(probe.has_keys(key) for key in ("sessionId", "scores", "htmlPath")):
         return 85
-    return 80 if probe.has_keys("parentObservationId") else 0
+    return 80 if probe.has_keys("parentObservationId") or probe.has_keys("parent_observation_id") else 0
 
 
 def read(source: Source) -> Iterator[Record]:
@@ -159,7 +160,10 @@ def _observation(row: dict[str, Any], member: Member) -> Span:
     trace_id = as_text(first(row, "traceId", "trace_id"))
     if not trace_id:
         raise TypeError("an observation without traceId")
+    parent = as_text(first(row, "parentObservationId", "parent_observation_id"))
     kind = _KINDS[as_text(row["type"]).upper()]
+    if row["type"] in ("SPAN", "CHAIN") and not parent:
+        kind = "chain"  # the outermost: an export of observations has no trace that could tell what was said
     inputs, outputs = loads_or_same(row.get("input")), row.get("output")
     metadata = loads_or_same(row.get("metadata"))
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -170,7 +174,6 @@ def _observation(row: dict[str, Any], member: Member) -> Span:
     elif kind != "tool":
         inputs, outputs = _said(inputs), _said(outputs)
     counts = token_counts(loads_or_same(first(row, "usageDetails", "usage_details", "usage")))
-    parent = as_text(first(row, "parentObservationId", "parent_observation_id"))
     failed = row.get("level") == "ERROR" and kind != "other"
     return Span(
         span_id=as_text(row.get("id")) or digest(str(member.offset), as_text(row)),
@@ -181,15 +184,15 @@ def _observation(row: dict[str, Any], member: Member) -> Span:
         session_id=as_text(first(row, "sessionId", "session_id")) or None,
         start=parse_time(first(row, "startTime", "start_time")),
         end=parse_time(first(row, "endTime", "end_time")),
-        model=_text(first(row, "model", "providedModelName", "internalModel")),
+        model=_text(first(row, "model", "providedModelName", "provided_model_name", "internalModel")),
         tokens_in=counts[0],
         tokens_out=counts[1],
         tokens_cached=counts[2],
         inputs=inputs,
         outputs=outputs,
         call_id=_text(call_id),
-        error=as_text(row.get("statusMessage")) or "error" if failed else None,
-        about={"title": _text(row.get("traceName"))},
+        error=as_text(first(row, "statusMessage", "status_message")) or "error" if failed else None,
+        about={"title": _text(first(row, "traceName", "trace_name"))},
         meta=_meta(row),
         offset=member.offset,
         length=member.length,
@@ -201,6 +204,6 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
         "level": row.get("level") if row.get("level") != "DEFAULT" else None,
         "cost": loads_or_same(first(row, "costDetails", "cost_details")),
         "parameters": loads_or_same(first(row, "modelParameters", "model_parameters")),
-        "prompt": row.get("promptName"),
+        "prompt": first(row, "promptName", "prompt_name"),
     }
     return {name: value for name, value in values.items() if value and len(as_text(value)) < 1000}

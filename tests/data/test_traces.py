@@ -200,6 +200,24 @@ def test_langfuse_forms_of_export_are_equal():
     assert Result(langfuse, lines).said() == expected
 
 
+def test_langfuse_export_to_blob_storage():
+    row = {"trace_id": "t", "level": "DEFAULT", "session_id": "s", "trace_name": "support"}
+    root = {**row, "id": "r", "type": "SPAN", "parent_observation_id": "", "start_time": "2026-05-29 13:46:19.000000",
+            "input": '{"question": "where is it?"}', "output": "in Lyon"}  # fmt: skip
+    call = {**row, "id": "g", "type": "GENERATION", "parent_observation_id": "r", "level": "ERROR",
+            "start_time": "2026-05-29 13:46:20.000000", "provided_model_name": "gpt-5", "status_message": "cut off",
+            "input": '[{"role":"user","content":"where is it?"}]', "output": '{"role":"assistant","content":"in Lyon"}',
+            "usage_details": {"input": 5, "output": 3}}  # fmt: skip
+    raw = orjson.dumps(root) + b"\n" + orjson.dumps(call)
+    assert langfuse.detect(Probe(raw, complete=True)) >= 80
+    result = Result(langfuse, raw)
+    assert result.said() == [("user", "where is it?"), ("assistant", "in Lyon"), ("system", "cut off")]
+    assert (result.messages[1].model, result.messages[1].tokens_in, result.messages[1].session_id) == ("gpt-5", 5, "s")
+    assert result.conversations[0].title == "support"
+    # A trace without generations has only its outermost span to tell what was said.
+    assert Result(langfuse, orjson.dumps(root)).said() == [("user", "where is it?"), ("assistant", "in Lyon")]
+
+
 def test_trace_without_generations_tells_its_own_input_and_output():
     trace = {"id": "t", "timestamp": "2026-01-01T00:00:00Z", "name": "n", "input": {"question": "why?"},
              "output": "because", "sessionId": None, "scores": [], "observations": []}  # fmt: skip
