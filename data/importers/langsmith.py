@@ -18,7 +18,7 @@ from workbench.data.records import Record, parse_time
 
 FORMAT = "langsmith"
 
-_ARRAYS = ("runs", "data", "results")
+_ARRAYS = ("runs", "data", "results", "traces")
 _THREAD_KEYS = ("thread_id", "session_id", "conversation_id")
 #: Where the runs of chains and of other libraries keep what was said.
 _SAID_KEYS = ("messages", "input", "question", "query", "prompt", "text", "output", "answer", "content", "result")
@@ -42,9 +42,9 @@ def read(source: Source) -> Iterator[Record]:
             runs = [row] if runs is None or "run_type" in row else runs
             if not runs:
                 source.skipped["row without runs"] += 1
-            for run in runs:
+            for run, parent in _with_children(runs):
                 try:
-                    book.add(_span(run, member))
+                    book.add(_span(run, member, parent))
                 except SHAPE_ERRORS as error:
                     yield not_understood(member.offset, member.length, run, error)
 
@@ -52,6 +52,17 @@ def read(source: Source) -> Iterator[Record]:
         # Spans of one conversation lie anywhere in the file: one that has grown is read again from its beginning.
         source.by_lines = False
         yield from book.records()
+
+
+def _with_children(runs: list[Any]) -> Iterator[tuple[Any, str | None]]:
+    """Each run and its parent's id, the runs that stand inside others (child_runs) included."""
+    waiting: list[tuple[Any, str | None]] = [(run, None) for run in reversed(runs)]
+    while waiting:
+        run, parent = waiting.pop()
+        yield run, parent
+        children = run.get("child_runs") if isinstance(run, dict) else None
+        if isinstance(children, list):
+            waiting += [(child, as_text(first(run, "id", "run_id")) or None) for child in reversed(children)]
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -64,15 +75,15 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _span(run: Any, member: Member) -> Span:
+def _span(run: Any, member: Member, parent: str | None) -> Span:
     """A run as a Span. Raises KeyError or TypeError where it has no run_type or no id."""
-    run_type, run_id = run["run_type"], as_text(run["id"])
+    run_type, run_id = run["run_type"], as_text(first(run, "id", "run_id"))  # run_id: LangSmith's command line
     if not isinstance(run_type, str) or not run_id:
         raise TypeError("run_type and id of a run must be strings")
     inputs, outputs = loads_or_same(run.get("inputs")), loads_or_same(run.get("outputs"))
     extra = _dict(run.get("extra"))
-    metadata = {**_dict(run.get("metadata")), **_dict(extra.get("metadata"))}
-    parent = _parent(run)
+    metadata = {**_dict(first(run, "metadata", "custom_metadata")), **_dict(extra.get("metadata"))}
+    parent = _parent(run) or parent
     call_id = None
     if run_type == "llm":
         inputs, (outputs, told) = _model_inputs(inputs), _model_outputs(outputs)
@@ -83,7 +94,7 @@ def _span(run: Any, member: Member) -> Span:
     else:
         told, kind = {}, "chain" if run_type == "chain" and parent is None else "other"
         inputs, outputs = _said(inputs), _said(outputs)
-    counts = token_counts(told.get("usage") or metadata.get("usage_metadata") or run)
+    counts = token_counts(told.get("usage") or metadata.get("usage_metadata") or run.get("token_usage") or run)
     return Span(
         span_id=run_id,
         trace_id=as_text(run.get("trace_id")) or run_id,

@@ -172,6 +172,20 @@ def test_langsmith_array_and_wrapped_runs_equal_lines():
         assert Result(langsmith, raw).said() == expected
 
 
+def test_langsmith_runs_of_the_command_line_and_runs_inside_runs():
+    rows = sample_rows("langsmith")
+    expected = Result(langsmith, orjson.dumps(rows)).said()
+    by_run_id = [{("run_id" if key == "id" else key): value for key, value in row.items()} for row in rows]
+    assert Result(langsmith, orjson.dumps(by_run_id)).said() == expected
+    asked = {"id": "c", "run_type": "llm", "inputs": {"messages": turns("why?")}, "outputs": {"output": "because"}}
+    root = {"id": "r", "run_type": "chain", "inputs": {"input": "why?"}, "outputs": {}, "child_runs": [
+        {"id": "m", "run_type": "chain", "inputs": {}, "outputs": {}, "child_runs": [asked]}]}  # fmt: skip
+    export = orjson.dumps({"export_metadata": {"total_traces": 1}, "traces": [root]}, option=orjson.OPT_INDENT_2)
+    assert langsmith.detect(Probe(export, complete=True)) >= 80
+    for raw in (export, orjson.dumps(root)):
+        assert Result(langsmith, raw).said() == [("user", "why?"), ("assistant", "because")]
+
+
 def test_langfuse_sample():
     result = Result(langfuse, sample("langfuse"))
     assert [u.reason for u in result.unreadable] == ["unexpected shape: TypeError: an observation without traceId"]
