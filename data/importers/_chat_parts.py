@@ -243,7 +243,9 @@ def chat_list(value: Any, default_role: str = "user") -> list[tuple[str, list[Pa
     found: list[tuple[str, list[Part]]] = []
     was_block = False
     for row in rows:
-        is_block = isinstance(row, dict) and "role" not in row and "kwargs" not in row and "type" in row
+        # An item of the Responses API (a message among them has a role), or a block of content.
+        is_item = isinstance(row, dict) and (row.get("type") == "message" or "role" not in row)
+        is_block = is_item and "kwargs" not in row and "type" in row
         for role, parts in chat_messages(row, default_role):
             if is_block and was_block and role == "assistant" and found and found[-1][0] == role:
                 found[-1][1].extend(parts)

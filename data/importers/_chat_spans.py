@@ -189,7 +189,12 @@ class SpanBook:
         return around[0][1] if around else None
 
     def _chat(self, span: Span, session: _Session, thread: _Thread) -> Iterator[Message]:
-        chats = [(role, parts, content_digest(role, parts)) for role, parts in chat_list(span.inputs)]
+        inputs, outputs = chat_list(span.inputs), chat_list(span.outputs, "assistant")
+        if span.kind != "llm" and any(role == "user" for role, _ in outputs):
+            # The state of a graph: the whole conversation, which begins with what was put in.
+            answer = 1 + max(i for i, (role, _) in enumerate(outputs) if role == "user")
+            inputs, outputs = outputs[:answer], outputs[answer:]
+        chats = [(role, parts, content_digest(role, parts)) for role, parts in inputs]
         for role, parts, content in chats:
             if role == "system":
                 yield from self._place(thread, session, thread.root, (role, parts), content, span.start)[1]
@@ -202,8 +207,10 @@ class SpanBook:
             yield from new
         when = span.start if span.end is None else span.end
         usage: tuple[int | None, ...] = (span.tokens_in, span.tokens_out, span.tokens_cached)
-        for role, parts in chat_list(span.outputs, "assistant"):
-            for message in self._place(thread, session, node, (role, parts), content_digest(role, parts), when)[1]:
+        for role, parts in outputs:
+            after, new = self._place(thread, session, node, (role, parts), content_digest(role, parts), when)
+            node = node if span.kind == "llm" else after  # a model's messages are alternatives, a run's are a sequence
+            for message in new:
                 if role == "assistant":
                     message.model, message.meta = span.model, span.meta or None
                     message.tokens_in, message.tokens_out, message.tokens_cached = usage

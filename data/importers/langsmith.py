@@ -160,7 +160,7 @@ def _model_inputs(inputs: Any) -> Any:
     if inputs.get("prompts"):
         return _one_list(inputs["prompts"])
     said = _said(inputs)
-    system = inputs.get("system")
+    system = first(inputs, "system", "instructions")
     return [{"role": "system", "content": system}, *said] if system and isinstance(said, list) else said
 
 
@@ -178,6 +178,8 @@ def _model_outputs(outputs: Any) -> tuple[Any, dict[str, Any]]:
         found = [choice.get("message", choice) for choice in outputs["choices"]]
     elif "role" in outputs or "kwargs" in outputs:
         found = [outputs]
+    elif isinstance(outputs.get("message"), dict):
+        found = [_generation(outputs, told)]
     else:
         found = _said(outputs)
     return found, told

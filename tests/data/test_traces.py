@@ -44,6 +44,10 @@ class Result(importer_checks.Result):
                 for m in self.messages if session_id in (None, m.session_id)]  # fmt: skip
 
 
+def turns(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
 def sample(name: str) -> bytes:
     return (SAMPLES / name / SAMPLE_FILES[name]).read_bytes()
 
@@ -186,6 +190,30 @@ def test_langsmith_runs_of_the_command_line_and_runs_inside_runs():
         assert Result(langsmith, raw).said() == [("user", "why?"), ("assistant", "because")]
 
 
+def test_langsmith_state_of_a_graph_is_not_told_twice():
+    def run(number: int, asked: str, state: list) -> dict:
+        return {"id": str(number), "run_type": "chain", "start_time": f"2026-01-0{number}T00:00:00",
+                "extra": {"metadata": {"thread_id": "t"}},
+                "inputs": {"messages": turns(asked)}, "outputs": {"messages": state}}  # fmt: skip
+
+    result = Result(langsmith, orjson.dumps([run(1, "a", turns("a", "b")), run(2, "c", turns("a", "b", "c", "d"))]))
+    assert [text for _, text in result.said()] == ["a", "b", "c", "d"]
+    assert all(m.parent_id == before.native_id for before, m in itertools.pairwise(result.messages))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [
+    ({"system": "be kind", "messages": turns("hi")}, {"message": {"role": "assistant", "content": [
+        {"type": "text", "text": "yo"}, {"type": "tool_use", "id": "c", "name": "f", "input": {}}]}}),
+    ({"instructions": "be kind", "input": turns("hi")}, {"output": [
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yo"}]},
+        {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}]}),
+], ids=["anthropic", "responses"])  # fmt: skip
+def test_langsmith_answers_of_the_sdks_are_one_message(inputs, outputs):
+    result = Result(langsmith, orjson.dumps({"id": "1", "run_type": "llm", "inputs": inputs, "outputs": outputs}))
+    assert result.said() == [("system", "be kind"), ("user", "hi"), ("assistant", "yo")]
+    assert [(p.kind, p.name) for p in result.messages[2].parts] == [("text", None), ("tool_call", "f")]
+
+
 def test_langfuse_sample():
     result = Result(langfuse, sample("langfuse"))
     assert [u.reason for u in result.unreadable] == ["unexpected shape: TypeError: an observation without traceId"]
@@ -248,10 +276,6 @@ def chat_span(number: int, inputs: list, output: str, **more) -> dict:
 
 def payload(*spans: dict) -> bytes:
     return orjson.dumps({"resourceSpans": [{"resource": {}, "scopeSpans": [{"spans": list(spans)}]}]})
-
-
-def turns(*texts: str) -> list[dict]:
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def test_same_words_at_another_place_are_another_message():
