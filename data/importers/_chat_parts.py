@@ -27,11 +27,15 @@ ROLE_NAMES = {
 }  # fmt: skip
 TEXT_BLOCKS = frozenset({"text", "input_text", "output_text", "summary_text", "refusal", "TextContent"})
 THINKING_BLOCKS = frozenset({"thinking", "reasoning", "reasoning_content", "redacted_thinking", "reasoning_text"})
-CALL_BLOCKS = frozenset({"tool_call", "tool_use", "function_call", "server_tool_use", "custom_tool_call"})
+CALL_BLOCKS = frozenset({
+    "tool_call", "tool_use", "function_call", "server_tool_use", "server_tool_call", "custom_tool_call",
+})  # fmt: skip
 RESULT_BLOCKS = frozenset({
     "tool_result", "tool_call_response", "tool_response", "function_call_output", "custom_tool_call_output",
-    "web_search_tool_result", "code_execution_tool_result",
+    "web_search_tool_result", "code_execution_tool_result", "server_tool_call_response",
 })  # fmt: skip
+#: Blocks of Amazon's Converse, which have their type as their only key.
+_CONVERSE = {"toolUse": "tool_use", "toolResult": "tool_result", "reasoningContent": "reasoning"}
 #: A dictionary without a role is a message if it has one of these; else it is kept whole, as JSON.
 MESSAGE_KEYS = frozenset({"content", "parts", "tool_calls", "toolCalls", "function_call", "reasoning_content"})
 MEDIA_BLOCKS = frozenset({"image", "image_url", "input_image", "blob", "uri", "file", "input_file", "media", "audio"})
@@ -113,17 +117,19 @@ def call_part(call: dict[str, Any]) -> Part:
     function = call.get("function")
     inner = function if isinstance(function, dict) else call
     name = first(inner, "name", "toolName", "tool_name", "function_name")
-    data = loads_or_same(first(inner, "arguments", "args", "input", "parameters"))
-    call_id = first(call, "call_id", "tool_call_id", "id", "toolCallId")
+    data = loads_or_same(first(inner, "arguments", "args", "input", "parameters", "server_tool_call"))
+    call_id = first(call, "call_id", "tool_call_id", "id", "toolCallId", "toolUseId")
     return Part("tool_call", name=_string_or_none(name), call_id=_string_or_none(call_id), data=data)
 
 
 def result_parts(block: dict[str, Any]) -> list[Part]:
     """A tool result, and after it the images that it holds."""
-    value = first(block, "content", "response", "result", "output", "text")
+    value = first(block, "content", "response", "result", "output", "text", "server_tool_call_response")
+    if isinstance(value, dict) and value.keys() == {"type", "value"}:  # as Vercel's AI SDK wraps it
+        value = value["value"]
     inside = parts_of(value) if isinstance(value, list) else []
     text = "\n".join(p.text for p in inside if p.kind != "image") if isinstance(value, list) else as_text(value)
-    call_id = first(block, "tool_use_id", "tool_call_id", "call_id", "id", "toolCallId", "callId")
+    call_id = first(block, "tool_use_id", "tool_call_id", "call_id", "id", "toolCallId", "callId", "toolUseId")
     name = first(block, "name", "toolName")
     failed = block.get("is_error")
     if failed is None and block.get("status") == "error":
@@ -141,13 +147,17 @@ def block_parts(block: Any) -> list[Part]:
         return [Part("text", block)] if block else []
     if not isinstance(block, dict):
         return [Part("event", as_text(block))]
+    if len(block) == 1 and (key := next(iter(block))) in _CONVERSE and isinstance(block[key], dict):
+        block = {"type": _CONVERSE[key], **block[key]}
     kind = block.get("type")
     kind = kind.replace("-", "_") if isinstance(kind, str) else "text" if isinstance(block.get("text"), str) else ""
     if kind in TEXT_BLOCKS:
         text = as_text(first(block, "text", "content", "refusal"))
         return [Part("text", text)] if text else []
     if kind in THINKING_BLOCKS:
-        value = first(block, "thinking", "reasoning", "reasoning_content", "text", "content", "summary")
+        value = first(
+            block, "thinking", "reasoning", "reasoning_content", "reasoningText", "text", "content", "summary"
+        )
         text = "\n".join(p.text for p in parts_of(value))
         return [Part("thinking", text)] if text else []
     if kind in CALL_BLOCKS:
@@ -218,15 +228,17 @@ def _fields_parts(inner: dict[str, Any]) -> Iterator[Part]:
 
 
 def chat_messages(message: Any, default_role: str = "user") -> list[tuple[str, list[Part]]]:
-    """One message of any dialect as (role, parts). Tool results that stand in a user message become their own."""
+    """One message of any dialect as (role, parts). Tool results become messages of their own, but for those of
+    calls of the same message: the model's provider ran them between the assistant's words."""
     role, inner = _unwrap(message, default_role)
     parts = list(_fields_parts(inner))
     if role == "tool" and not any(p.kind == "tool_result" for p in parts):
         parts = result_parts({**inner, "content": first(inner, "content", "parts")})
+    called = {part.call_id for part in parts if part.kind == "tool_call"}
     found: list[tuple[str, list[Part]]] = []
     rest: list[Part] = []
     for part in parts:
-        if part.kind == "tool_result":
+        if part.kind == "tool_result" and (part.call_id is None or part.call_id not in called):
             found.append(("tool", [part]))
         elif found and role == "tool":
             found[-1][1].append(part)

@@ -1,7 +1,8 @@
 """OpenTelemetry spans of generative AI: OTLP JSON documents, and JSON lines of them as the collector writes.
 
 Read are the GenAI semantic conventions (gen_ai.input.messages and, of older emitters, span events such as
-gen_ai.user.message), OpenInference (llm.input_messages.N.message.*) and traceloop (gen_ai.prompt.N.*).
+gen_ai.user.message), OpenInference (llm.input_messages.N.message.*), traceloop (gen_ai.prompt.N.*) and Vercel's AI SDK
+(ai.prompt.messages).
 A conversation is gen_ai.conversation.id, else session.id, else the trace.
 """
 
@@ -23,10 +24,15 @@ from workbench.data.records import Record, digest, parse_time
 FORMAT = "otel"
 
 _GROUPS = ("resourceSpans", "resource_spans")
+#: One of these stands in the spans of every convention that is read.
+_MARKS = (b"gen_ai.", b"openinference", b"traceloop", b"ai.prompt")
+_KIND_KEYS = ("gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind", "ai.operationId")
 _KINDS = {
     "chat": "llm", "text_completion": "llm", "generate_content": "llm", "completion": "llm", "llm": "llm",
     "execute_tool": "tool", "tool": "tool", "invoke_agent": "agent", "agent": "agent",
     "invoke_workflow": "chain", "workflow": "chain", "chain": "chain",
+    "ai.toolcall": "tool", "ai.generatetext": "chain", "ai.streamtext": "chain", "ai.generateobject": "chain",
+    "ai.streamobject": "chain",
 }  # fmt: skip
 _EVENT_ROLES = {
     "gen_ai.system.message": "system", "gen_ai.user.message": "user",
@@ -40,7 +46,7 @@ _WRAPPERS = ("message", "tool_call", "message_content")
 
 def detect(probe: Probe) -> int:
     if probe.has_keys("resourceSpans") or probe.has_keys("resource_spans"):
-        return 95 if any(name in probe.head for name in (b"gen_ai.", b"openinference", b"traceloop")) else 60
+        return 95 if any(mark in probe.head for mark in _MARKS) else 60
     return 0
 
 
@@ -150,7 +156,7 @@ def hex_id(value: Any) -> str:
 def _span(raw: dict[str, Any], about: dict[str, Any], member: Member) -> Span:
     """A span of OTLP as a Span. Raises SHAPE_ERRORS where a part of it has the wrong type."""
     found = attributes(raw.get("attributes"))
-    operation = first(found, "gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind")
+    operation = first(found, *_KIND_KEYS)
     inputs, outputs = _messages(found, _rows(raw.get("events")))
     kind = _KINDS.get(str(operation).lower(), "llm" if inputs or outputs else "other")
     if kind == "tool":
@@ -158,11 +164,13 @@ def _span(raw: dict[str, Any], about: dict[str, Any], member: Member) -> Span:
     elif kind in ("agent", "chain") and not (inputs or outputs):
         inputs = _chain_io(first(found, "input.value", "traceloop.entity.input"))
         outputs = _chain_io(first(found, "output.value", "traceloop.entity.output"))
-    name = first(found, "gen_ai.tool.name", "tool.name", "traceloop.entity.name") if kind == "tool" else None
+    tool_names = ("gen_ai.tool.name", "tool.name", "traceloop.entity.name", "ai.toolCall.name")
+    name = first(found, *tool_names) if kind == "tool" else None
     agent = first(found, "gen_ai.agent.id", "gen_ai.agent.name", "agent.name", "traceloop.entity.name")
     parent = hex_id(first(raw, "parentSpanId", "parent_span_id")) or None
     span_id = hex_id(first(raw, "spanId", "span_id")) or digest(str(member.offset), as_text(raw))
-    session = first(found, "gen_ai.conversation.id", "session.id", "traceloop.association.properties.session_id")
+    session = first(found, "gen_ai.conversation.id", "session.id", "traceloop.association.properties.session_id",
+                    "ai.telemetry.metadata.sessionId")  # fmt: skip
     return Span(
         span_id=span_id,
         trace_id=hex_id(first(raw, "traceId", "trace_id")) or span_id,
@@ -176,7 +184,7 @@ def _span(raw: dict[str, Any], about: dict[str, Any], member: Member) -> Span:
         **_usage(found),
         inputs=inputs,
         outputs=outputs,
-        call_id=_text(first(found, "gen_ai.tool.call.id", "tool_call.id", "tool.call_id")),
+        call_id=_text(first(found, "gen_ai.tool.call.id", "tool_call.id", "tool.call_id", "ai.toolCall.id")),
         error=_error(raw, found) if kind != "other" else None,
         agent=_text(agent) if kind == "agent" else None,
         about={**about, "title": None if parent else _text(raw.get("name"))},
@@ -221,9 +229,10 @@ def _error(raw: dict[str, Any], found: dict[str, Any]) -> str | None:
 
 def _tool_io(found: dict[str, Any]) -> tuple[Any, Any]:
     arguments = first(
-        found, "gen_ai.tool.call.arguments", "tool.parameters", "traceloop.entity.input", "input.value"
+        found, "gen_ai.tool.call.arguments", "ai.toolCall.args", "tool.parameters", "traceloop.entity.input",
+        "input.value",
     )  # fmt: skip
-    result = first(found, "gen_ai.tool.call.result", "output.value", "traceloop.entity.output")
+    result = first(found, "gen_ai.tool.call.result", "output.value", "traceloop.entity.output", "ai.toolCall.result")
     return loads_or_same(arguments), result
 
 
@@ -261,6 +270,10 @@ def _body(inside: dict[str, Any]) -> dict[str, Any]:
     for key in ("tool_calls", "message"):
         if key in kept:
             kept[key] = loads_or_same(kept[key])
+    if isinstance(blocks := loads_or_same(kept.get("content")), list):
+        kept["content"] = blocks
+    if isinstance(kept.get("message"), list):  # Strands: the blocks without a message around them
+        kept["message"] = {"role": "assistant", "content": kept["message"]}
     return kept
 
 
@@ -274,7 +287,23 @@ def _from_attributes(found: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     for prompt, completion in _FLAT:
         inputs += _unflatten(found, prompt)
         outputs += _unflatten(found, completion)
-    return inputs, outputs
+    more_in, more_out = _ai_sdk(found)
+    return inputs + more_in, outputs + more_out
+
+
+def _ai_sdk(found: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The messages that Vercel's AI SDK notes: of a call in ai.prompt.messages, of the run around it in ai.prompt."""
+    inputs = _listed(found.get("ai.prompt.messages"))
+    prompt = loads_or_same(found.get("ai.prompt"))
+    if isinstance(prompt, dict) and not inputs:
+        inputs = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
+        inputs += _listed(first(prompt, "messages", "prompt"))
+    said = {
+        "content": first(found, "ai.response.text", "ai.response.object", "ai.result.text", "ai.result.object"),
+        "reasoning_content": found.get("ai.response.reasoning"),
+        "tool_calls": loads_or_same(first(found, "ai.response.toolCalls", "ai.result.toolCalls")),
+    }
+    return inputs, [{"role": "assistant", **said}] if any(said.values()) else []
 
 
 def _listed(value: Any) -> list[Any]:
