@@ -160,7 +160,7 @@ class _Ingest:
     def _source(self, found: Found, known: _Known | None) -> None:
         source_id = digest("source", found.path)
         same = known and found.file and (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns)
-        if known and same and self.format in (None, known.format):
+        if known and same and self.format in (None, known.format) and not known.is_to_be_judged_again():
             self._unchanged.append(source_id)
             if known.format is None:
                 self.report.not_logs.append(found.path)
@@ -265,7 +265,7 @@ class _Ingest:
             return
         self._remembered[source_id] = (
             source_id, found.path, format, found.size_bytes if size_bytes is None else size_bytes, found.mtime_ns,
-            bytes_read, _fingerprint(found, bytes_read),
+            bytes_read, _fingerprint(found, bytes_read) if format else importers.fingerprint(),
             orjson.dumps({**(source.session or {}), "state": source.state}).decode() if source and bytes_read else None,
             orjson.dumps(dict(self._skipped_before + source.skipped)).decode() if source else None,
         )  # fmt: skip
@@ -361,6 +361,10 @@ class _Known:
     fingerprint: str
     session: str | None
     skipped: str | None
+
+    def is_to_be_judged_again(self) -> bool:
+        """Whether it was no log to the importers of another version."""
+        return self.format is None and self.fingerprint != importers.fingerprint()
 
 
 def _only_grew(found: Found, known: _Known) -> bool:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import api
+from workbench.data import importers
 from workbench.data.ingest import Report
 from workbench.data.sources import find, opened, probe
 from workbench.data.store import Store
@@ -62,6 +63,20 @@ def test_folder_with_mixed_content(path: Path, tmp_path: Path) -> None:
     assert numbers(again) == (0, 0)
     assert again.bytes_read == 0
     assert [Path(p).name for p in again.not_logs] == ["notes.md"]
+
+
+def test_what_was_no_log_is_judged_again_by_other_importers(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(session("a"))
+    with monkeypatch.context() as older:
+        older.setattr(importers, "IMPORTERS", ("codex", "pi"))
+        older.setattr(importers, "fingerprint", lambda: "older")
+        assert len(api.ingest([log], path).not_logs) == 1
+        assert api.ingest([log], path).files_unchanged == 1
+    assert api.ingest([log], path).conversations_added == 1
+    assert api.ingest([log], path).files_unchanged == 1
 
 
 def test_unreadable_file_is_reported_and_the_rest_is_read(path: Path, tmp_path: Path) -> None:
