@@ -173,7 +173,7 @@ class _Ingest:
         except FileNotFoundError:  # it went after it was found
             return
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-            if found.file is None or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             self._begin(found, source_id, self.format or "")
             # Unfinished, and of size -1: it is tried again by the next run, which may find it repaired.

@@ -141,28 +141,43 @@ def opened(found: Found, start: int = 0) -> Iterator[BinaryIO]:
         reading also EOFError, zlib.error, lzma.LZMAError and zipfile.BadZipFile.
     """
     if found.file is None:
-        yield sys.stdin.buffer
+        if sys.stdin is None:
+            raise InputError("Standard input is closed: nothing can be read from it.")
+        with _decompressed(sys.stdin.buffer) as stream:
+            yield stream
     elif found.member is not None:
         with zipfile.ZipFile(found.file) as archive:
             try:
-                stream = archive.open(found.member)
+                member = archive.open(found.member)
             except (*_ZIP_ERRORS, RuntimeError, KeyError) as error:
                 raise OSError(f"damaged or encrypted member of a zip: {error}") from error
-            with stream:
-                yield cast(BinaryIO, stream)
+            with member, _decompressed(member) as stream:
+                yield stream
     else:
         with found.file.open("rb") as plain:
-            magic = plain.read(4)
-            plain.seek(start)
-            if magic[:2] == b"\x1f\x8b":
-                with gzip.open(plain) as stream:
-                    yield cast(BinaryIO, stream)
-            elif magic == b"\x28\xb5\x2f\xfd":
-                yield _zstd(plain)
-            elif magic == b"PK\x03\x04":
-                raise OSError("the zip is damaged: its directory cannot be read")
-            else:
+            if start:
+                plain.seek(start)
                 yield plain
+            else:
+                with _decompressed(plain) as stream:
+                    yield stream
+
+
+@contextmanager
+def _decompressed(packed: Any) -> Iterator[BinaryIO]:
+    """The bytes of a stream that may be compressed. Args: packed: has peek(). Raises: OSError for an archive."""
+    magic = packed.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
+        stream: Any = gzip.GzipFile(fileobj=packed)
+    elif magic == b"\x28\xb5\x2f\xfd":
+        stream = _zstd(packed)
+    elif magic == b"PK\x03\x04":
+        raise OSError("it is a zip that is damaged, inside another archive or on standard input: unpack it first")
+    else:
+        stream = packed
+    if stream.peek(512)[257:262] == b"ustar":
+        raise OSError("it is a tar archive: unpack it first")
+    yield stream
 
 
 def _zstd(plain: BinaryIO) -> BinaryIO:

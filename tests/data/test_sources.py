@@ -6,7 +6,9 @@ import gzip
 import io
 import os
 import random
+import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,33 @@ def test_zip_with_folders(path: Path, tmp_path: Path, method: int) -> None:
         paths = store.con.execute("SELECT path FROM conversations ORDER BY path").fetchall()
     assert [p for (p,) in paths] == [f"{archive}!/b.jsonl", f"{archive}!/x/y/a.jsonl"]
     assert api.ingest([archive], path).bytes_read == 0
+
+
+def test_what_is_compressed_inside_a_zip_is_read_and_archives_inside_are_named(path: Path, tmp_path: Path) -> None:
+    inner = make_zip(tmp_path / "inner.zip", {"c.jsonl": session("c")}).read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("d.jsonl")
+        member.size = len(session("d"))
+        tar.addfile(member, io.BytesIO(session("d")))
+    archive = make_zip(tmp_path / "logs.zip", {
+        "a.jsonl.gz": gzip.compress(session("a")), "b.jsonl.zst": zstandard.compress(session("b")),
+        "c.zip": inner, "d.tgz": buffer.getvalue()})  # fmt: skip
+    assert numbers(api.ingest([archive], path)) == (2, 2)
+    assert [(name, "zip" in reason, "tar" in reason) for name, reason in reasons(path)] == [
+        ("c.zip", True, False), ("d.tgz", False, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+def test_standard_input_may_be_compressed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = compress(session("a", 500))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(whole))))  # type: ignore[arg-type]
+    assert numbers(api.ingest(["-"], path)) == (1, 0)
+    cut = compress(session("b", 500))[:-100]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(cut))))  # type: ignore[arg-type]
+    assert numbers(api.ingest(["-"], path)) == (1, 1)
 
 
 def test_zip_with_a_damaged_member(path: Path, tmp_path: Path) -> None:

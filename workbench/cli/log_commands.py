@@ -175,7 +175,8 @@ def quarantine(
         print_json({"quarantine": entries})
         return
     for e in entries:
-        typer.secho(f"{e['path']} at byte {e['byte_offset']:,} ({e['byte_length']:,} bytes, {e['format']})", bold=True)
+        what = f"{e['byte_length']:,} bytes, {e['format'] or 'no known format'}"
+        typer.secho(f"{e['path']} at byte {e['byte_offset']:,} ({what})", bold=True)
         typer.echo(f"  {e['reason']}\n  {e['begins'][:100]!r}")
     if not entries:
         typer.echo("Nothing is in quarantine.")
