@@ -59,7 +59,7 @@ def find(paths: list[str], store: Path | None = None) -> Iterator[Found]:
     Args: store: what lies beside it under its name is passed over: to open and close the file of a store that this
         process has open would give up its lock (POSIX).
 
-    Raises: InputError for a path that does not exist or a zip that cannot be opened.
+    Raises: InputError for a path that does not exist or is no file, or a zip that cannot be opened.
     """
     for given in paths:
         if given == "-":
@@ -70,6 +70,8 @@ def find(paths: list[str], store: Path | None = None) -> Iterator[Found]:
             yield from _find_in_folder(path, store.resolve() if store else None)
         elif store and path.exists() and store.exists() and path.samefile(store):
             raise InputError(f"{given} is the store itself. Give a log file, a folder of logs, a zip, or - for stdin.")
+        elif path.exists() and not path.is_file():
+            raise InputError(f"{given} is a pipe or a device. Send it to standard input: … | workbench ingest -")
         elif path.exists():
             yield from _find_in_file(path, required=True)
         else:

@@ -67,6 +67,12 @@ def test_folder_with_mixed_content(path: Path, tmp_path: Path) -> None:
     assert [Path(p).name for p in again.not_logs] == ["notes.md"]
 
 
+def test_a_pipe_is_refused_with_the_way_to_read_it(path: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="workbench ingest -"):
+        api.ingest([tmp_path / "pipe"], path)
+
+
 def test_what_was_no_log_is_judged_again_by_other_importers(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
