@@ -2,6 +2,7 @@
 
 A step becomes a message; each result of its observation becomes a tool message after it. Sub-agent trajectories that
 are embedded are threads of the same conversation, or conversations of their own where they have another session id.
+Documents that share a session id (continuations) are one conversation, in the order in which they are read.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ def _step(
     step_id = step.get("step_id")
     if isinstance(step_id, bool) or not isinstance(step_id, int | str):
         step_id = f"#{member.index}"
-    native_id = f"{trajectory.agent_id}/{step_id}" if trajectory.agent_id else str(step_id)
+    # Steps are numbered within their document; several documents of one run can share the session (v1.7).
+    document = trajectory.agent_id or trajectory.name("trajectory_id")
+    native_id = f"{document}/{step_id}" if document else str(step_id)
     message = Message("", role, parts, native_id, created_at=parse_time(step.get("timestamp")))
     if role == "assistant":
         message.model = step["model_name"] if isinstance(step.get("model_name"), str) else None

@@ -314,3 +314,14 @@ def test_atif_sub_agent_with_its_own_session_is_a_conversation():
     sub = next(c for c in result.conversations if c.session_id == "other")
     assert sub.parent_session_id == "parcel-locked-0411"
     assert [m.agent_id for m in result.messages if m.session_id == "other"] == [None, None]
+
+
+def test_atif_documents_that_share_a_session_do_not_revise_each_other():
+    ids = []
+    for name in ("t1", "t2"):
+        steps = [{"step_id": 1, "source": "user", "message": f"go on with {name}"}]
+        document = {"schema_version": "ATIF-v1.7", "session_id": "s", "trajectory_id": name, "steps": steps}
+        (message,) = Result(atif, json.dumps(document).encode()).messages
+        assert message.session_id == "s"
+        ids.append(message.native_id)
+    assert len(set(ids)) == 2
