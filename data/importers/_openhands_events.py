@@ -192,6 +192,10 @@ class Events:
             message.parent_id = as_text(event.get("action_id")) or None
             known_id, known_tool = self.calls.pop(message.parent_id or "", (None, None))
             yield from _v1_result(kind, event, call_id or known_id, tool or known_tool)
+        elif kind == "ACPToolCallEvent":
+            message.role = "tool"
+            message.meta = {"title": event["title"]} if isinstance(event.get("title"), str) else None
+            yield from _acp_tool(event)
         elif kind in ("Condensation", "CondensationSummaryEvent"):
             message.role = "system"
             if event.get("summary"):
@@ -282,6 +286,19 @@ def _v1_content(value: Any) -> list[Part]:
 def _as_context(value: Any) -> Iterator[Part]:
     for part in _v1_content(value):
         yield Part("context", part.text) if part.kind == "text" else part
+
+
+def _acp_tool(event: dict[str, Any]) -> Iterator[Part]:
+    """Call and result of a tool that an agent behind the Agent Client Protocol ran; its last event has both."""
+    if event.get("status") not in ("completed", "failed"):
+        return
+    name, call_id = as_text(first(event, "tool_kind", "title")) or None, as_text(event.get("tool_call_id")) or None
+    yield Part("tool_call", name=name, call_id=call_id, data=event.get("raw_input"))
+    blocks = event.get("content")
+    blocks = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    said = [part.text for block in blocks for part in _v1_content(block.get("content")) if part.text]
+    text = as_text(event.get("raw_output")) or "\n".join(said) or (as_text(blocks) if blocks else "")
+    yield Part("tool_result", text, name, call_id, is_error=event["status"] == "failed")
 
 
 def _v1_result(kind: str, event: dict[str, Any], call_id: str | None, tool: str | None) -> Iterator[Part]:

@@ -22,7 +22,8 @@ FORMAT = "openhands"
 
 _ARRAYS = ("history", "trajectory", "events", "items")
 _V1 = re.compile(rb'"kind"\s*:\s*"(?:MessageEvent|ActionEvent|ObservationEvent|SystemPromptEvent|AgentErrorEvent|'
-                 rb'Condensation|ConversationStateUpdateEvent|UserRejectObservation)"')  # fmt: skip
+                 rb'Condensation|ConversationStateUpdateEvent|UserRejectObservation|ACPToolCallEvent|'
+                 rb'CondensationSummaryEvent|HookExecutionEvent|PauseEvent|ConversationErrorEvent)"')  # fmt: skip
 _V0 = re.compile(rb'"(?:action|observation)"\s*:\s*"[a-z_]{2,40}"')
 _V0_SOURCE = re.compile(rb'"source"\s*:\s*"(?:agent|user|environment)"')
 _EVENT_PATH = re.compile(r"([^/\\!]+)[/\\]events[/\\](?:event-)?\d+[^/\\]*\.json$")

@@ -231,6 +231,20 @@ def test_openhands_v0_sample():
     assert by_id["5"].parts[0].call_id == by_id["4"].parts[-1].call_id == "toolu_01"
 
 
+def test_openhands_tools_of_an_agent_behind_acp():
+    event = {"kind": "ACPToolCallEvent", "source": "agent", "tool_call_id": "t", "title": "Read a.py",
+             "tool_kind": "read", "raw_input": {"path": "a.py"}, "raw_output": None, "content": None}  # fmt: skip
+    inside = [{"type": "content", "content": {"type": "text", "text": "x = 1"}}]
+    events = [{**event, "id": "1", "status": "in_progress"},
+              {**event, "id": "2", "status": "completed", "content": inside}]  # fmt: skip
+    result = Result(openhands, b"\n".join(json.dumps(e).encode() for e in events))
+    (message,) = result.messages
+    assert [(p.kind, p.name, p.call_id, p.text, p.data) for p in message.parts] == [
+        ("tool_call", "read", "t", "", {"path": "a.py"}), ("tool_result", "read", "t", "x = 1", None)]  # fmt: skip
+    assert sum(result.skipped.values()) == 1
+    assert openhands.detect(Probe(json.dumps(events[1]).encode(), complete=True)) >= 80
+
+
 def test_openhands_v1_sample():
     result = Result(openhands, sample("openhands", "v1-events.json"))
     rows = json.loads(sample("openhands", "v1-events.json"))
