@@ -237,6 +237,8 @@ class Store:
         pending = [step for step in steps if step[0] > current]
         if not pending:
             return
+        if current == 0 and self.con.execute("FROM duckdb_tables() WHERE NOT internal LIMIT 1").fetchall():
+            raise _damaged(self.path, "it holds the tables of another program")
         if self.read_only:
             self.con.close()
             Store(self.path, wait_seconds=self.wait_seconds).close()

@@ -167,6 +167,18 @@ def test_garbage_is_refused_and_left_alone(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
+def test_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sales.duckdb"
+    with duckdb.connect(str(path)) as con:
+        con.execute("CREATE TABLE sales AS SELECT 1 AS id")
+    before = file_hash(path)
+    for read_only in (False, True):
+        with pytest.raises(StoreDamaged, match="another program"):
+            Store(path, read_only=read_only)
+    assert file_hash(path) == before
+    assert beside(path) == []
+
+
 def test_damage_through_the_command_line(copy: Path, log: Path) -> None:
     os.truncate(copy, copy.stat().st_size // 2)
     before = file_hash(copy)
