@@ -84,6 +84,8 @@ class Writer:
         self._begun_seq = self._seq
         self._open: dict[str, _Open] = {}
         self._cids: dict[str, str] = {}
+        self._quarantined: dict[str, tuple[Any, ...]] = {}
+        self._quarantined_bytes = 0
         self._clear_batch()
 
     def _clear_batch(self) -> None:
@@ -152,12 +154,23 @@ class Writer:
     def quarantine(self, record: Unreadable) -> None:
         """Keeps what could not be read: source, place, reason, bytes. The same entry is kept once."""
         qid = digest("quarantine", self._source_id, str(record.offset), record.raw)
-        self.con.execute(
-            "INSERT INTO quarantine SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, now() "
-            "WHERE NOT EXISTS (SELECT 1 FROM quarantine WHERE quarantine_id = ?)",
-            [qid, self._source_id, self._path, self._format, record.offset, record.length, record.reason,
-             record.raw, record.unfinished, qid],
-        )  # fmt: skip
+        self._quarantined[qid] = (qid, self._source_id, self._path, self._format, record.offset, record.length,
+                                  record.reason, record.raw, record.unfinished)  # fmt: skip
+        self._quarantined_bytes += len(record.raw)
+        if self._quarantined_bytes > BATCH_BYTES or len(self._quarantined) >= BATCH_MESSAGES:
+            self._flush_quarantine()
+
+    def _flush_quarantine(self) -> None:
+        columns = [list(column) for column in zip(*self._quarantined.values(), strict=True)]
+        self._quarantined, self._quarantined_bytes = {}, 0
+        if columns:
+            self.con.execute(
+                "INSERT INTO quarantine SELECT *, now() FROM (SELECT unnest($1::VARCHAR[]) AS id, "
+                "unnest($2::VARCHAR[]), unnest($3::VARCHAR[]), unnest($4::VARCHAR[]), "
+                "unnest($5::BIGINT[]), unnest($6::BIGINT[]), unnest($7::VARCHAR[]), "
+                "unnest($8::BLOB[]), unnest($9::BOOLEAN[])) "
+                "WHERE id NOT IN (SELECT quarantine_id FROM quarantine)", columns
+            )  # fmt: skip
 
     def flush(self) -> None:
         """Inserts what is buffered into the open transaction, but for what the store has already."""
@@ -231,6 +244,7 @@ class Writer:
     def finish(self) -> Written:
         """Flushes, then brings conversations' own rows and their threads up to date. The caller commits."""
         self.flush()
+        self._flush_quarantine()
         if not self._open:
             return self.written
         cids = list(self._open)
