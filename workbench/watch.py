@@ -39,14 +39,28 @@ def watch(
         changed = [path for path, state in now.items() if seen.get(path) != state]
         rounds = None if rounds is None else rounds - 1
         try:
-            report = api.ingest(changed, store, format=format) if changed else None
-        except (InputError, StoreBusy):  # a file went or is half copied, another process works: the next round tries
+            reports = _ingest(changed, store, format)
+        except StoreBusy:  # another process works: the next round tries again
             continue
-        if report and (report.messages_added or report.quarantined):
-            on_report(report)
-        elif not changed and spool.waiting(store):
+        for report in reports:
+            if report.messages_added or report.quarantined:
+                on_report(report)
+        if not changed and spool.waiting(store):
             api.absorb_if_free(store)
         seen = now
+
+
+def _ingest(changed: list[str], store: Path, format: str | None) -> list[Report]:
+    if not changed:
+        return []
+    try:
+        return [api.ingest(changed, store, format=format)]
+    except InputError:  # one of them went, or is a damaged zip: the others are read all the same
+        reports: list[Report] = []
+        for path in changed:
+            with suppress(InputError):
+                reports.append(api.ingest([path], store, format=format))
+        return reports
 
 
 def _look(paths: list[str], store: Path) -> dict[str, tuple[int, int]]:

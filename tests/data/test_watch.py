@@ -76,6 +76,17 @@ def test_given_file_that_goes_and_comes(tmp_path: Path, monkeypatch: pytest.Monk
     assert [r.conversations_added for r in reports] == [1, 1]
 
 
+def test_damaged_zip_in_a_folder_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, logs = tmp_path / "w.duckdb", tmp_path / "logs"
+    helpers.write_jsonl(logs / "a.jsonl", helpers.claude_session(random.Random(1), "s", 2))
+    (logs / "cut.zip").write_bytes(b"PK\x03\x04 cut")
+    more = helpers.claude_session(random.Random(2), "t", 2)
+    reports = follow(
+        monkeypatch, store, [logs], nothing, nothing, lambda: helpers.write_jsonl(logs / "b.jsonl", more), nothing
+    )
+    assert [r.conversations_added for r in reports] == [1, 1]
+
+
 def test_busy_store_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "w.duckdb"
     log = helpers.write_jsonl(tmp_path / "a.jsonl", helpers.claude_session(random.Random(1), "s", 2))
