@@ -165,9 +165,9 @@ class _Ingest:
             if known.format is None:
                 self.report.not_logs.append(found.path)
             return
-        grew = known and self.format in (None, known.format) and _only_grew(found, known)
-        start = known.bytes_read if known and grew else 0
         try:
+            grew = known and self.format in (None, known.format) and _only_grew(found, known)
+            start = known.bytes_read if known and grew else 0
             with opened(found, start) as stream:
                 self._read(found, source_id, stream, start, known)
         except FileNotFoundError:  # it went after it was found

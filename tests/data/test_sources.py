@@ -67,6 +67,17 @@ def test_folder_with_mixed_content(path: Path, tmp_path: Path) -> None:
     assert [Path(p).name for p in again.not_logs] == ["notes.md"]
 
 
+def test_a_grown_log_that_goes_while_others_are_read(path: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.jsonl").write_bytes(session("a"))
+    api.ingest([logs], path)
+    (logs / "a.jsonl").write_bytes(session("a") + session("more"))
+    (logs / "b.jsonl").write_bytes(session("b"))
+    report = api.ingest([logs], path, progress=lambda source, _: Path(source).name == "a.jsonl" and os.remove(source))
+    assert numbers(report) == (1, 0)
+
+
 def test_a_pipe_is_refused_with_the_way_to_read_it(path: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="workbench ingest -"):
