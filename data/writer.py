@@ -74,8 +74,9 @@ class Writer:
 
     def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
         self.con = con
-        row = con.execute("SELECT coalesce(max(seq), 0) FROM messages").fetchone()
-        self._seq = int(row[0]) if row else 0
+        # Of parts as well: the pieces of a message that came later have higher numbers than any message.
+        rows = con.execute("SELECT max(seq) FROM messages UNION ALL SELECT max(seq) FROM parts").fetchall()
+        self._seq = max(seq or 0 for (seq,) in rows)
         self.reset()
 
     def reset(self) -> None:

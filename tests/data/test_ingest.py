@@ -348,3 +348,17 @@ def test_messages_keep_apart_what_only_a_separator_joins(path: Path, tmp_path: P
     helpers.write_jsonl(tmp_path / "a.jsonl", rows)
     assert api.ingest([tmp_path / "a.jsonl"], path).messages_added == 3
     assert api.ingest([tmp_path], path).messages_added == 0
+
+
+def test_pieces_of_a_message_that_come_later_stand_behind_the_earlier_ones(path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "a.jsonl"
+    rows = helpers.claude_session(random.Random(1), "s", 1)[:2]
+    for i in range(8):
+        call = {"type": "tool_use", "id": f"t{i}", "name": "Read", "input": {"file_path": f"/{i}.py"}}
+        piece = {**rows[1], "uuid": f"u{i}", "message": {**rows[1]["message"], "content": [call]}}
+        helpers.write_jsonl(log, [*rows, piece])
+        rows.append(piece)
+        api.ingest([log], path)
+    found = query(path, "SELECT call_id, seq FROM parts WHERE kind = 'tool_call' ORDER BY seq, ordinal")
+    assert [call_id for call_id, _ in found][-8:] == [f"t{i}" for i in range(8)]
+    assert len({seq for _, seq in found[-8:]}) == 8
