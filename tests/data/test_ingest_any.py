@@ -101,7 +101,7 @@ _PEAK = """
 import resource, sys
 from workbench.cli.app import run
 from workbench.data import ingest
-ingest.COMMIT_BYTES, ingest.COMMIT_SECONDS = 16 << 20, 1e9
+ingest.COMMIT_BYTES, ingest.COMMIT_SECONDS, ingest.MEMORY_LIMIT = 16 << 20, 1e9, "96MB"
 code = run(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
 sys.exit(code)
