@@ -233,8 +233,7 @@ def _mapped(
     # The matrix file, brought up to date; None where there is no folder or it cannot be written.
     if folder is None:
         return None
-    digest = blake2b("\n".join((space.layer, space.model)).encode(), digest_size=6).hexdigest()
-    stem = folder / f"{space.id}-{digest}"
+    stem = _stem(folder, space)
     header, rows = _read_index(stem, space.dim)
     if header["revision"] != space.revision or not _agrees(con, space, stem, header, rows, rows["doc"] >= 0):
         try:
@@ -244,6 +243,20 @@ def _mapped(
             return None
     matrix = _open_matrix(stem, header)
     return None if matrix is None else (rows, matrix)
+
+
+def _stem(folder: Path, space: Space) -> Path:
+    digest = blake2b("\n".join((space.layer, space.model)).encode(), digest_size=6).hexdigest()
+    return folder / f"{space.id}-{digest}"
+
+
+def _delete_orphans(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    # Files of spaces that the store has no more: each model that was learnt anew would leave its own behind.
+    spaces = [find_space(con, *key) for key in con.execute("SELECT layer, model FROM embedding_spaces").fetchall()]
+    names = {_stem(folder, space).name for space in spaces if space}
+    for path in folder.iterdir():
+        if path.suffix in (".f32", ".rows") and path.name.partition(".")[0] not in names:
+            path.unlink(missing_ok=True)
 
 
 def _index_path(stem: Path) -> Path:
@@ -334,4 +347,5 @@ def _bring_up_to_date(
         for path in stem.parent.glob(f"{stem.name}.*.f32"):
             if path != _matrix_path(stem, header):
                 path.unlink(missing_ok=True)
+        _delete_orphans(con, stem.parent)
     return header, rows

@@ -187,6 +187,28 @@ def test_a_file_made_within_a_rolled_back_transaction_is_not_believed(
     check(DenseIndex(con, "verbatim", "m", tmp_path), wanted, third[0])
 
 
+def test_files_of_a_model_that_was_replaced_are_deleted(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    rng, query = np.random.default_rng(3), unit(np.random.default_rng(4), 1)[0]
+    for layer in ("verbatim", "distilled/a"):
+        dense.add(con, layer, "old", range(3), unit(rng, 3))
+        DenseIndex(con, layer, "old", tmp_path).search(query, 2)
+    before = {path.name for path in tmp_path.iterdir()}
+    dense.drop_space(con, "verbatim", "old")
+    dense.add(con, "verbatim", "new", range(3), unit(rng, 3))
+    check(DenseIndex(con, "distilled/a", "old", tmp_path), _vectors(con, "distilled/a"), query, 2)
+    check(DenseIndex(con, "verbatim", "new", tmp_path), _vectors(con, "verbatim"), query, 2)
+    after = {path.name for path in tmp_path.iterdir()}
+    assert len(after) == len(before) == 4
+    assert len(after & before) == 2
+
+
+def _vectors(con: duckdb.DuckDBPyConnection, layer: str) -> dict[int, np.ndarray]:
+    rows = con.execute(
+        "SELECT doc, vector FROM embeddings JOIN embedding_spaces USING (space) WHERE layer = ?", [layer]
+    )
+    return {doc: np.frombuffer(vector, "<f2").astype(np.float32) for doc, vector in rows.fetchall()}
+
+
 def test_mistakes_with_vectors_are_named(con: duckdb.DuckDBPyConnection) -> None:
     vectors = unit(np.random.default_rng(5), 2)
     with pytest.raises(InputError, match="3 documents"):
