@@ -112,7 +112,7 @@ def claude_hook(command: list[str]) -> str:
     """A hook for Claude Code's settings.json that reads new logs in when a session ends."""
     workbench = shlex.join(command[:-1])
     projects = shlex.quote(str(_home("CLAUDE_CONFIG_DIR", ".claude") / "projects"))
-    run = f"{workbench} ingest {projects} && {workbench} distill"
+    run = f"{workbench} ingest {projects}; {workbench} distill"  # also after exit code 3, a record in quarantine
     hook = {"type": "command", "command": run, "timeout": 60}
     return json.dumps({"hooks": {"SessionEnd": [{"hooks": [hook]}]}}, indent=2, ensure_ascii=False) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_without_write_it_prints_and_touches_nothing(home: Path, capsys: pytest.
     assert ours["args"][-3:] == ["--store", store, "mcp"]
     assert [ours["command"], *ours["args"]] == found["command"]
     assert Path(found["command"][0]).is_absolute()
+
+
+def test_the_hook_distils_even_when_ingest_reports_a_quarantined_record(home: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "workbench"
+    fake.write_text(f'#!/bin/sh\necho "$3" >> {tmp_path}/called\ntest "$3" = distill || exit 3\n')
+    fake.chmod(0o755)
+    hook = json.loads(mcp_install.claude_hook([str(fake), "--store", "s.duckdb", "mcp"]))
+    command = hook["hooks"]["SessionEnd"][0]["hooks"][0]["command"]
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+    assert (tmp_path / "called").read_text().split() == ["ingest", "distill"]
 
 
 def test_write_without_a_client_edits_the_agents_that_are_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
