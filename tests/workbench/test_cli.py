@@ -193,6 +193,37 @@ def test_bad_queries(filled: Cli) -> None:
     assert filled("show", "ab")[0] == 4
 
 
+NASTY = "\x1b]0;owned\x07 the \x1b[2J parser\r\nwas \x9b31m flaky\rOK"
+
+
+def test_escape_sequences_of_a_log_reach_no_terminal_and_stay_in_the_json(cli: Cli) -> None:
+    cli("remember", NASTY, "--project", "a\x1b[1mb")
+    hit = cli("recall", "flaky parser", "--json")[1][0]
+    shown = [cli(*arguments)[1] for arguments in (
+        ["recall", "flaky parser"], ["recall", "flaky parser", "--budget", "500"], ["show", hit["exchange_id"]],
+        ["stats"],
+    )]  # fmt: skip
+    for text in shown:
+        assert not [character for character in text if character != "\n" and not character.isprintable()]
+    assert "\\x1b[2J parser\nwas" in shown[2]
+    verbatim = cli("show", hit["exchange_id"], "--json")[1]
+    assert verbatim["messages"][0]["parts"][0]["text"] == NASTY
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+def test_colours_are_for_terminals_that_want_them(filled: Cli, environment: dict[str, str]) -> None:
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "workbench", "--store", str(filled.store), "recall", "rate limit", "-k", "1"]
+    subprocess.run(command, stdout=end, env={**os.environ, "NO_COLOR": "", **environment}, timeout=120, check=True)
+    output = os.read(terminal, 65536)
+    os.close(end)
+    os.close(terminal)
+    assert b"rate limit" in output
+    assert (b"\x1b[" in output) == (not environment)
+
+
 def test_methods_rows(cli: Cli) -> None:
     rows = cli("methods", "list", "--json")[1]
     fields = [

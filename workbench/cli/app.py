@@ -58,6 +58,8 @@ def _options(
 ) -> None:
     from workbench.data.store import default_path
 
+    if os.environ.get("NO_COLOR"):  # no-color.org
+        context.color = False
     context.obj = store or default_path()
 
 
@@ -108,4 +110,5 @@ def _interrupted() -> int:
 
 
 def _complain(message: str) -> None:
-    typer.secho(f"workbench: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
+    plain = os.environ.get("NO_COLOR") or not sys.stderr.isatty()
+    typer.secho(f"workbench: {message}", err=True, fg=None if plain else "red")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, progress, table
+from workbench.cli.output import Json, number, print_json, progress, say, table
 from workbench.errors import MissingExtra
 
 
@@ -108,18 +108,18 @@ def _print(result: dict[str, Any], store: Path) -> None:
     ]
     table("What happened", rows)
     for answer in result["answers"]:
-        typer.secho(f"\n? {answer['query']}", bold=True)
+        say(f"\n? {answer['query']}", bold=True)
         for hit in answer["hits"][:2]:
-            typer.secho(f"  {hit['exchange_id']}", fg="cyan", nl=False)
-            typer.echo(f" · {hit['agent'] or hit['source']['format']} · {(hit['started_at'] or '')[:10]}")
-            typer.echo(f"    “{hit['asked'][:110]}”")
+            say(f"  {hit['exchange_id']}", fg="cyan", nl=False)
+            say(f" · {hit['agent'] or hit['source']['format']} · {(hit['started_at'] or '')[:10]}")
+            say(f"    “{hit['asked'][:110]}”")
             for line in filter(None, (hit["core"], hit["context"])):
-                typer.secho(f"    {line[:110]}", fg="green")
+                say(f"    {line[:110]}", fg="green")
     first = next((a["hits"][0]["exchange_id"] for a in result["answers"] if a["hits"]), "ID")
-    typer.secho("\nTry next", bold=True)
+    say("\nTry next", bold=True)
     here = "workbench" if which("workbench") else sys.argv[0]
-    typer.echo(f"  {here} --store {store} recall 'database is locked' --json")
-    typer.echo(f"  {here} --store {store} show {first}")
-    typer.echo(f"  {here} ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports")
-    typer.echo(f"  {here} distill && {here} recall 'what I am looking for'")
-    typer.echo(f"  {here} mcp install                 # let your agents ask")
+    say(f"  {here} --store {store} recall 'database is locked' --json")
+    say(f"  {here} --store {store} show {first}")
+    say(f"  {here} ingest ~/.claude/projects   # your own logs; also ~/.codex/sessions, ~/.gemini/tmp, exports")
+    say(f"  {here} distill && {here} recall 'what I am looking for'")
+    say(f"  {here} mcp install                 # let your agents ask")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, progress, table
+from workbench.cli.output import Json, number, print_json, progress, say, table
 from workbench.errors import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -58,23 +58,21 @@ def _print_report(store: Path, report: Report, json: bool) -> None:
     ]
     table(f"Ingested into {store}", rows, ("", "added", "grown", "unchanged"))
     formats = ", ".join(f"{name} ({count})" for name, count in r.formats.most_common())
-    typer.echo(f"{r.files:,} files read in {r.seconds:.1f} s" + (f": {formats}" if formats else ""))
+    say(f"{r.files:,} files read in {r.seconds:.1f} s" + (f": {formats}" if formats else ""))
     if r.not_logs:
         some = ", ".join(Path(p).name for p in r.not_logs[:3])
-        typer.echo(f"{len(r.not_logs)} files are in no known log format and were left out ({some}, …)")
+        say(f"{len(r.not_logs)} files are in no known log format and were left out ({some}, …)")
     if r.quarantined:
-        typer.echo(f"{r.quarantined} records could not be read and are kept in quarantine: see `workbench quarantine`")
+        say(f"{r.quarantined} records could not be read and are kept in quarantine: see `workbench quarantine`")
     if r.exchanges_added:
-        typer.echo("Next: `workbench distill`, then `workbench recall 'what I am looking for'`")
+        say("Next: `workbench distill`, then `workbench recall 'what I am looking for'`")
 
 
 def _print_change(report: Report, json: bool) -> None:
     if json:
         print_json(report.as_json())
     else:
-        typer.echo(
-            f"+ {report.messages_added} messages, {report.exchanges_added} exchanges, {report.quarantined} quarantined"
-        )
+        say(f"+ {report.messages_added} messages, {report.exchanges_added} exchanges, {report.quarantined} quarantined")
 
 
 @app.command()
@@ -92,7 +90,7 @@ def remember(
 
     note = sys.stdin.read() if text == "-" else text
     id = api.remember(note, context.obj, project=project, files=file or ())
-    print_json({"conversation_id": id}) if json else typer.echo(f"Noted ({id}).")
+    print_json({"conversation_id": id}) if json else say(f"Noted ({id}).")
 
 
 @app.command()
@@ -111,25 +109,25 @@ def show(
 
 def _print_shown(found: dict[str, Any]) -> None:
     source = found["source"]
-    typer.secho(f"{found['kind']} · {source['format']} · session {source['session_id']}", bold=True)
-    typer.echo(f"{source['path']}")
+    say(f"{found['kind']} · {source['format']} · session {source['session_id']}", bold=True)
+    say(f"{source['path']}")
     for name in ("title", "project", "started_at", "thread"):
         if found.get(name):
-            typer.echo(f"{name}: {found[name]}")
+            say(f"{name}: {found[name]}")
     for memory in found.get("memories", []):
-        typer.secho(f"\nmemory {memory['memory_id']} ({memory['distiller']})", fg="green")
-        typer.echo(memory["core"] + (f"\n{memory['context']}" if memory["context"] else ""))
+        say(f"\nmemory {memory['memory_id']} ({memory['distiller']})", fg="green")
+        say(memory["core"] + (f"\n{memory['context']}" if memory["context"] else ""))
     for message in found.get("messages", []):
         at = f" · {message['created_at']}" if message["created_at"] else ""
-        typer.secho(f"\n[{message['ply']}] {message['role']}{at}", fg="cyan")
+        say(f"\n[{message['ply']}] {message['role']}{at}", fg="cyan")
         for part in message["parts"]:
             label = part["kind"] + (f" {part['name']}" if part.get("name") else "")
             if part["kind"] != "text":
-                typer.secho(f"({label})", dim=True)
-            typer.echo(part["text"] or ("" if part.get("data") is None else str(part["data"])))
+                say(f"({label})", dim=True)
+            say(part["text"] or ("" if part.get("data") is None else str(part["data"])))
     for exchange in found.get("exchanges", []) + found.get("neighbours", []):
         where = f"plies {exchange['ply_start']}-{exchange['ply_end']}"
-        typer.echo(f"{exchange['exchange_id']} {where}: {exchange['user'][:80]!r}")
+        say(f"{exchange['exchange_id']} {where}: {exchange['user'][:80]!r}")
 
 
 @app.command()
@@ -176,10 +174,10 @@ def quarantine(
         return
     for e in entries:
         what = f"{e['byte_length']:,} bytes, {e['format'] or 'no known format'}"
-        typer.secho(f"{e['path']} at byte {e['byte_offset']:,} ({what})", bold=True)
-        typer.echo(f"  {e['reason']}\n  {e['begins'][:100]!r}")
+        say(f"{e['path']} at byte {e['byte_offset']:,} ({what})", bold=True)
+        say(f"  {e['reason']}\n  {e['begins'][:100]!r}")
     if not entries:
-        typer.echo("Nothing is in quarantine.")
+        say("Nothing is in quarantine.")
 
 
 @app.command()

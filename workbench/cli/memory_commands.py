@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, table
+from workbench.cli.output import Json, number, print_json, say, table
 
 if TYPE_CHECKING:
     from workbench.memory.recall import Hit
@@ -42,29 +42,29 @@ def recall(
         print_json([hit.as_json() for hit in hits])
     elif budget is not None:
         text = block(hits, budget)
-        print_json({"block": text}) if json else typer.echo(text or "Nothing was found that fits into the budget.")
+        print_json({"block": text}) if json else say(text or "Nothing was found that fits into the budget.")
     else:
         _print_hits(query, hits)
 
 
 def _print_hits(query: str, hits: list[Hit]) -> None:
     if not hits:
-        typer.echo("Nothing found. `workbench stats` shows what the store holds; `workbench distill` makes memories.")
+        say("Nothing found. `workbench stats` shows what the store holds; `workbench distill` makes memories.")
         return
     for i, hit in enumerate(hits, 1):
         when = f" · {hit.started_at[:16].replace('T', ' ')}" if hit.started_at else ""
-        typer.secho(f"{i}. {hit.exchange_id}", fg="cyan", bold=True, nl=False)
-        typer.echo(f" · {hit.score:.3f}{when} · {hit.agent or hit.source['format']} · {hit.project or ''}")
-        typer.echo(f"   “{hit.asked}”")
+        say(f"{i}. {hit.exchange_id}", fg="cyan", bold=True, nl=False)
+        say(f" · {hit.score:.3f}{when} · {hit.agent or hit.source['format']} · {hit.project or ''}")
+        say(f"   “{hit.asked}”")
         for line in filter(None, (hit.core, hit.context)):
-            typer.secho(f"   {line[:200]}", fg="green")
+            say(f"   {line[:200]}", fg="green")
         names = [f"{f['path'].rsplit('/', 1)[-1]} ({f['action']})" for f in hit.files[:4]]
         if names:
-            typer.secho(f"   files: {', '.join(names)}{' …' if len(hit.files) > 4 else ''}", dim=True)
-        typer.secho(f"   why: {'; '.join(hit.why)}", dim=True)
+            say(f"   files: {', '.join(names)}{' …' if len(hit.files) > 4 else ''}", dim=True)
+        say(f"   why: {'; '.join(hit.why)}", dim=True)
     if all(hit.memory_id is None for hit in hits):
-        typer.echo("These exchanges have no memories yet: run `workbench distill`.")
-    typer.echo(f"Source: `workbench show {hits[0].exchange_id}`")
+        say("These exchanges have no memories yet: run `workbench distill`.")
+    say(f"Source: `workbench show {hits[0].exchange_id}`")
 
 
 @app.command()
@@ -114,4 +114,4 @@ def methods(
         table("Methods", cells, ("name", "card", "backend", "family", "access", "policy degree"))
     else:
         for key, value in rows[0].items():
-            typer.echo(f"{key}: {value}")
+            say(f"{key}: {value}")
