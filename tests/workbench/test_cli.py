@@ -193,6 +193,26 @@ def test_bad_queries(filled: Cli) -> None:
     assert filled("show", "ab")[0] == 4
 
 
+@pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"], ["recall", "rate limit"]])
+def test_output_that_cannot_be_written_is_said_and_a_pager_that_left_is_not(filled: Cli, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "workbench", "--store", str(filled.store), *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "workbench: The output is not complete: [Errno 28] No space left on device\n"
+    readable, writable = os.pipe()
+    os.close(readable)
+    left = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, timeout=120)
+    os.close(writable)
+    assert (left.returncode, left.stderr) == (0, b"")
+
+
+def test_a_folder_that_cannot_be_made_is_named(filled: Cli, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    assert filled("export", str(tmp_path / "taken"))[0] == 1
+    assert f"File exists: '{tmp_path / 'taken'}'" in filled.err
+
+
 NASTY = "\x1b]0;owned\x07 the \x1b[2J parser\r\nwas \x9b31m flaky\rOK"
 
 

@@ -20,8 +20,14 @@ def main() -> None:
     except KeyboardInterrupt:  # while modules were loaded: nothing had begun
         sys.stderr.write("workbench: Interrupted before it began.\n")
         code = 130
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before we began
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            pass
+        except (OSError, ValueError) as error:
+            code = code or 1
+            with contextlib.suppress(OSError, ValueError):
+                print(f"workbench: The output is not complete: {error}", file=sys.__stderr__, flush=True)
     # All is flushed and closed: taking the interpreter apart would only cost time, and complain of a pager that went.
     os._exit(code)

@@ -88,9 +88,11 @@ def run(arguments: Sequence[str]) -> int:
         if not is_interrupt(error):
             raise
         return _interrupted()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # the second is what typer makes of the first: a pager that went
         return 0
+    except OSError as error:  # of the store they are StoreErrors: this is a file or stdout that cannot be written
+        _complain(f"The output is not complete: {error}" if error.errno and not error.filename else str(error))
+        return 1
 
 
 def _modules(arguments: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ def say(text: str, **style: Any) -> None:
 
 def print_json(value: Any) -> None:
     """One line of JSON."""
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    typer.echo(orjson.dumps(value))
 
 
 def table(title: str, rows: list[tuple[str, ...]], headers: tuple[str, ...] = ()) -> None:
