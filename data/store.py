@@ -56,22 +56,24 @@ class Store:
     Args:
         path: the file; made (with its folder) on the first write.
         read_only: other readers may have it open at the same time.
+        create: make it if there is none (never if read_only).
         wait_seconds: how long to wait for another process to hand it over.
 
-    Raises: StoreMissing (read_only and no file), StoreNewer, StoreDamaged, StoreReadOnly, StoreFull, StoreBusy.
+    Raises: StoreMissing (no file, and none may be made), StoreNewer, StoreDamaged, StoreReadOnly, StoreFull, StoreBusy.
     """
 
     con: duckdb.DuckDBPyConnection
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False, wait_seconds: float = WAIT_SECONDS
-    ) -> None:
+        self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False, create: bool = True,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:  # fmt: skip
         self.path = Path(path) if path is not None else default_path()
         self.read_only = read_only
         self.wait_seconds = wait_seconds
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; --store takes a file.")
-        if read_only and not self.path.exists():
+        if (read_only or not create) and not self.path.exists():
             raise StoreMissing(
                 f"There is no store at {self.path}. "
                 "Make one with `workbench ingest PATH`, or name another with --store."

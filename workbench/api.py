@@ -77,7 +77,8 @@ def distill(
         from workbench.memory.distillers.extractive import Extractive
 
         distiller = lambda _: Extractive()  # noqa: E731
-    with Store(store) as opened:
+    path = Path(store) if store is not None else default_path()
+    with Store(path, create=bool(spool.waiting(path))) as opened:  # a mistyped path is no new store
         spool.absorb(opened, on_change)
         report = run(opened, distiller(opened), on_memories=on_memories, limit=limit, progress=progress)
         report.vectors_added = vectors.update(opened, embedder)
@@ -124,7 +125,7 @@ def calibrate(store: StorePath = None) -> dict[str, Any]:
     from workbench.memory.arms import Arms
     from workbench.memory.recall import DEFAULT_WEIGHTS, Query, find, main_distiller
 
-    with Store(store) as opened:
+    with Store(store, create=False) as opened:
         arms, distiller = Arms(opened, warm=True), main_distiller(opened.con)
 
         def search(text: str) -> dict[str, Any]:
@@ -216,6 +217,8 @@ def remember(
     if not text.strip():
         raise InputError("There is nothing to remember: the text is empty.")
     path = Path(store) if store is not None else default_path()
+    if path.is_dir():  # nobody would ever take the note in
+        raise InputError(f"{path} is a folder; a store is a file.")
     session_id = "note-" + digest(text, project or "")
     parts = [Part("text", text), *(Part("file", name=name, data={"path": name}) for name in files)]
     note = Conversation(session_id, agent=agent, project=project)

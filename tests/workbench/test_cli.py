@@ -162,6 +162,21 @@ def test_remember_is_found(cli: Cli) -> None:
     assert cli("remember", "  ", "--json")[0] == 2
 
 
+def test_what_waits_in_the_spool_makes_a_store_to_distil(cli: Cli) -> None:
+    from workbench.data import spool
+    from workbench.data.records import Conversation, Message, Part
+
+    spool.append(cli.store, [Conversation("s"), Message("s", "user", [Part("text", "Deploy by hand")], "m")])
+    assert cli("distill", "--json")[1]["memories"]["added"] == 1
+
+
+def test_a_note_for_a_store_that_is_a_folder_is_refused(cli: Cli) -> None:
+    cli.store.mkdir()
+    assert cli("remember", "Deploys go through deploy/push.sh")[0] == 2
+    assert "is a folder" in cli.err
+    assert [path.name for path in cli.store.parent.iterdir()] == [cli.store.name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -169,6 +184,8 @@ def test_remember_is_found(cli: Cli) -> None:
         (["ingest", str(SAMPLES), "--format", "nonsense"], 2, "claude_code"),
         (["recall", "x"], 16, "There is no store"),
         (["stats"], 16, "There is no store"),
+        (["distill"], 16, "There is no store"),
+        (["calibrate"], 16, "There is no store"),
         (["methods", "show", "structured-destillation"], 4, "structured-distillation-memory"),
         (["distill", "--distiller", "llm"], 2, "--base-url"),
         (["nonsense"], 2, "nonsense"),
