@@ -203,6 +203,11 @@ def test_bad_queries(filled: Cli) -> None:
         (["recall", "x", "--mode", "telepathy"], "hybrid"),
         (["recall", "x", "--since", "yesterdayish"], "2026-01-31"),
         (["recall", "x", "-k", "0"], "k must be"),
+        (["recall", "x", "--budget", "0"], "--budget"),
+        (["show", "abcdef", "--neighbours", "-1"], "--neighbours"),
+        (["quarantine", "--limit", "-1"], "--limit"),
+        (["distill", "--limit", "-1"], "--limit"),
+        (["ingest", "x", "--every", "-1"], "--every"),
     ]:
         assert filled(*arguments)[0] == 2
         assert says in filled.err
@@ -259,6 +264,15 @@ def test_colours_are_for_terminals_that_want_them(filled: Cli, environment: dict
     os.close(terminal)
     assert b"rate limit" in output
     assert (b"\x1b[" in output) == (not environment)
+
+
+def test_what_is_not_shown_is_said(filled: Cli) -> None:
+    listed = filled("quarantine", "--limit", "2", "--json")[1]
+    assert len(listed["quarantine"]) == 2
+    assert f"{listed['total'] - 2} more" in filled("quarantine", "--limit", "2")[1]
+    assert "more" not in filled("quarantine", "--limit", str(listed["total"]))[1].splitlines()[-1]
+    assert "None of the 10 hits fits into 20 tokens" in filled("recall", "rate limit", "--budget", "20")[1]
+    assert "Nothing found" in filled("recall", "zzzqqq", "--mode", "keyword", "--budget", "200")[1]
 
 
 def test_methods_rows(cli: Cli) -> None:

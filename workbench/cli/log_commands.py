@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @app.command()
 def ingest(
     context: typer.Context,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Log files, folders, zips, or - for stdin.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Log files, folders, zips, or - for stdin.")],
     format: Annotated[str | None, typer.Option(help="Read as this format instead of detecting it.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on: read what is added until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(help="With --watch: seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.01, help="With --watch: seconds between looks.")] = 2.0,
     json: Json = False,
 ) -> int:
     """Read agent logs into the store. Doing it twice adds nothing; a grown log is read from where it was left."""
@@ -60,10 +60,10 @@ def _print_report(store: Path, report: Report, json: bool) -> None:
     formats = ", ".join(f"{name} ({count})" for name, count in r.formats.most_common())
     say(f"{r.files:,} files read in {r.seconds:.1f} s" + (f": {formats}" if formats else ""))
     if r.not_logs:
-        some = ", ".join(Path(p).name for p in r.not_logs[:3])
-        say(f"{len(r.not_logs)} files are in no known log format and were left out ({some}, …)")
+        some = ", ".join(Path(p).name for p in r.not_logs[:3]) + (", …" if len(r.not_logs) > 3 else "")
+        say(f"In no known log format, left out: {number(len(r.not_logs))} ({some})")
     if r.quarantined:
-        say(f"{r.quarantined} records could not be read and are kept in quarantine: see `workbench quarantine`")
+        say(f"Could not be read, kept in quarantine: {number(r.quarantined)} (see `workbench quarantine`)")
     if r.exchanges_added:
         say("Next: `workbench distill`, then `workbench recall 'what I am looking for'`")
 
@@ -97,7 +97,7 @@ def remember(
 def show(
     context: typer.Context,
     id: Annotated[str, typer.Argument(help="Id of a memory, exchange, conversation or message, or its first digits.")],
-    neighbours: Annotated[int, typer.Option(help="How many exchanges before and after to name.")] = 1,
+    neighbours: Annotated[int, typer.Option(min=0, help="How many exchanges before and after to name.")] = 1,
     json: Json = False,
 ) -> None:
     """Drill down to the verbatim source of a hit, with its neighbours."""
@@ -144,6 +144,8 @@ def stats(context: typer.Context, json: Json = False) -> None:
         for name in ("conversations", "messages", "exchanges", "rooms", "quarantined", "bytes")
     ]
     rows.append(("verbatim tokens", number(found["verbatim_tokens"])))
+    if found["waiting_in_spool"]:
+        rows.append(("notes still to be taken in", number(found["waiting_in_spool"])))
     for d in found["distillers"]:
         rows.append(
             (f"memories by {d['distiller']}", f"{d['memories']:,} ({d['tokens']:,} tokens, {d['compression']}x fewer)")
@@ -156,7 +158,7 @@ def stats(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def quarantine(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(help="How many to list.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 50,
     json: Json = False,
 ) -> None:
     """What could not be read: where it is, and why."""
@@ -167,15 +169,18 @@ def quarantine(
             "SELECT quarantine_id, path, format, byte_offset, byte_length, reason, raw[:200]::BLOB FROM quarantine "
             "ORDER BY path, byte_offset LIMIT ?", [limit]
         ).fetchall()  # fmt: skip
+        total = store.con.execute("SELECT count(*) FROM quarantine").fetchall()[0][0]
     names = ("quarantine_id", "path", "format", "byte_offset", "byte_length", "reason", "begins")
     entries = [dict(zip(names, (*row[:-1], bytes(row[-1]).decode("utf-8", "replace")), strict=True)) for row in rows]
     if json:
-        print_json({"quarantine": entries})
+        print_json({"quarantine": entries, "total": total})
         return
     for e in entries:
         what = f"{e['byte_length']:,} bytes, {e['format'] or 'no known format'}"
         say(f"{e['path']} at byte {e['byte_offset']:,} ({what})", bold=True)
         say(f"  {e['reason']}\n  {e['begins'][:100]!r}")
+    if total > len(entries):
+        say(f"{number(total - len(entries))} more: raise --limit.")
     if not entries:
         say("Nothing is in quarantine.")
 

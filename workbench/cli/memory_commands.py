@@ -28,7 +28,9 @@ def recall(
     file: Annotated[str | None, typer.Option(help="Only exchanges that touched a file with this in its path.")] = None,
     room: Annotated[str | None, typer.Option(help="Only this room (id, key or label).")] = None,
     tool: Annotated[str | None, typer.Option(help="Only exchanges that called this tool.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Print a block for a prompt of at most this many tokens.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Print a block for a prompt of at most this many tokens.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find the exchanges that fit a query, in the logs' own words and in the memories made of them."""
@@ -40,9 +42,10 @@ def recall(
     hits = api.recall(query, context.obj, mode=mode, layer=layer, k=k, filters=filters, fusion=fusion)
     if json and budget is None:
         print_json([hit.as_json() for hit in hits])
-    elif budget is not None:
+    elif budget is not None and (json or hits):
         text = block(hits, budget)
-        print_json({"block": text}) if json else say(text or "Nothing was found that fits into the budget.")
+        none = f"None of the {len(hits)} hits fits into {budget} tokens; raise --budget."
+        print_json({"block": text}) if json else say(text or none)
     else:
         _print_hits(query, hits)
 
