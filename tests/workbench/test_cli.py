@@ -235,6 +235,20 @@ def test_a_folder_that_cannot_be_made_is_named(filled: Cli, tmp_path: Path) -> N
     assert f"File exists: '{tmp_path / 'taken'}'" in filled.err
 
 
+def test_ctrl_c_while_an_extension_loads_is_an_interruption(cli: Cli, tmp_path: Path) -> None:
+    """DuckDB's own extension turns it into an ImportError, or crashes."""
+    (tmp_path / "duckdb.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(5)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('error while initializing the extension')\n"
+    )
+    command = [sys.executable, "-m", "workbench", "--store", str(cli.store), "stats"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 130
+    assert done.stderr.startswith("workbench: Interrupted.")
+    assert len(done.stderr.splitlines()) == 1
+
+
 NASTY = "\x1b]0;owned\x07 the \x1b[2J parser\r\nwas \x9b31m flaky\rOK"
 
 

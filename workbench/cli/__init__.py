@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
@@ -13,6 +15,8 @@ def main() -> None:
     if "recall" in sys.argv:  # one query is over before BLAS threads (40 ms of CPU) or collecting garbage pay
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         gc.disable()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has Ctrl-C ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         from workbench.cli.app import run
 
@@ -31,3 +35,14 @@ def main() -> None:
                 print(f"workbench: The output is not complete: {error}", file=sys.__stderr__, flush=True)
     # All is flushed and closed: taking the interpreter apart would only cost time, and complain of a pager that went.
     os._exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C as Python handles it; but while a module loads the process ends here: some extensions crash on it."""
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, b"workbench: Interrupted. What was committed is kept; run the same command again to go on.\n")
+            os._exit(130)
+        at = at.f_back
+    signal.default_int_handler(number, frame)
