@@ -7,7 +7,7 @@ first array, wherever pandas is installed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import duckdb
@@ -30,7 +30,9 @@ def registered(
     try:
         yield
     finally:
-        con.unregister(name)
+        # In a transaction that failed this fails as well, and would hide why (a full disk, Ctrl-C).
+        with suppress(duckdb.Error):
+            con.unregister(name)
         # DuckDB holds what was registered until the transaction ends: all text of a large log otherwise.
         for array in arrays.values():
             if array.dtype == object:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -158,4 +159,5 @@ def _insert(
     try:
         return con.execute(sql, parameters).fetchall()[0][0]
     finally:
-        con.unregister("new_rows")
+        with suppress(duckdb.Error):  # in a transaction that failed this fails as well, and would hide why
+            con.unregister("new_rows")

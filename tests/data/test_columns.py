@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +80,14 @@ def test_text_is_let_go_before_the_transaction_ends() -> None:
 def test_only_text_is_kept_as_objects() -> None:
     assert columns._array((1, 2), "int").dtype == np.int64
     assert columns._array((True, None), "bool").dtype == np.bool_
+
+
+def test_an_error_inside_a_transaction_is_not_hidden() -> None:
+    con = duckdb.connect()
+    con.execute("CREATE TABLE numbers (i BIGINT PRIMARY KEY)")
+    con.execute("BEGIN")
+    with pytest.raises(duckdb.ConstraintException, match="duplicate key"):
+        insert_rows(con, "numbers", {"i": "int"}, [(1,), (1,)])
+    con.execute("ROLLBACK")
+    insert_rows(con, "numbers", {"i": "int"}, [(1,)])
+    assert con.execute("FROM numbers").fetchall() == [(1,)]
