@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.memory.tokens import count_tokens
@@ -25,13 +25,15 @@ def quoted(text: str) -> str:
 def block(hits: Sequence[Hit], budget_tokens: int) -> str:
     """The hits in order, as many as fit into the budget (counted by memory.tokens, frame included).
 
-    An item is its source line and the memory (or, where it was not distilled, the beginning of the user's words). One
-    that does not fit is left out and the next is tried; how many were left out is said. "" if none fits.
+    An item is where it stands, the session and project, and the memory (or, where it was not distilled, the beginning
+    of the user's words). One that does not fit is left out and the next is tried; how many were left out is said. "" if
+    none fits.
     """
     used = count_tokens(OPENING) + count_tokens(CLOSING) + 12
     items: list[str] = []
     for hit in hits:
-        item = f"[{len(items) + 1}] {describe(hit)}\n{quoted(hit.quote)}"
+        said = quoted(f"{origin(hit.source, hit.project)}\n{hit.quote}")
+        item = f"[{len(items) + 1}] {place(hit)}\n{said}"
         cost = count_tokens(item) + 1
         if used + cost <= budget_tokens:
             items.append(item)
@@ -43,14 +45,17 @@ def block(hits: Sequence[Hit], budget_tokens: int) -> str:
     return "\n".join([OPENING, *items, *note, CLOSING])
 
 
-def describe(hit: Hit) -> str:
-    """Where a hit comes from, on one line."""
+def place(hit: Hit) -> str:
+    """Where a hit stands, on one line without a word from the log."""
     when = f", {hit.started_at[:10]}" if hit.started_at else ""
-    project = f", {_one_line(hit.project)}" if hit.project else ""
-    session = _one_line(hit.source["session_id"])
-    plies = f"plies {hit.ply_start}-{hit.ply_end}"
-    return f"{hit.source['format']} session {session} {plies}{when}{project} (exchange {hit.exchange_id})"
+    return f"{hit.source['format']} plies {hit.ply_start}-{hit.ply_end}{when} (exchange {hit.exchange_id})"
 
 
-def _one_line(text: str) -> str:
+def origin(source: Mapping[str, str], project: str | None) -> str:
+    """What the log calls its session and project, on one line: to be quoted, for it may say anything."""
+    return f"session {one_line(source['session_id'])}" + (f", {one_line(project)}" if project else "")
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text without line ends."""
     return " ".join(text.split())[:120]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from workbench.memory.prompt_block import CLOSING, OPENING, block, quoted
+from workbench.memory.prompt_block import CLOSING, OPENING, block, one_line, origin, quoted
 from workbench.memory.tokens import count_tokens
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ def framed(lines: list[str]) -> str:
     return "\n".join([OPENING, *lines, CLOSING])
 
 
-def one_line(text: Any) -> str:
-    """What a log calls its project or session, so that it cannot look like a line of ours."""
-    return " ".join(str(text).split())[:120]
-
-
 def tokens(value: Any) -> int:
     """Of a value as JSON."""
     return count_tokens(orjson.dumps(value).decode())
@@ -106,7 +101,7 @@ def exchanges(found: list[dict[str, Any]]) -> Result:
     lines = []
     for e in found:
         lines.append(f"{_when(e['started_at'])} {_where(e)} (exchange {e['exchange_id']})")
-        lines.append(quoted(e["user"]))
+        lines.append(quoted(f"{origin(e['source'], e['project'])}\n{e['user']}"))
     return structured, framed(lines)
 
 
@@ -130,10 +125,8 @@ def _when(at: str | None) -> str:
 
 
 def _where(e: dict[str, Any]) -> str:
-    parts = [e["source"]["format"], "session", one_line(e["source"]["session_id"])]
-    if e.get("ply_start") is not None:
-        parts.append(f"plies {e['ply_start']}-{e['ply_end']}")
-    return " ".join(parts) + (f", {one_line(e['project'])}" if e["project"] else "")
+    plies = f" plies {e['ply_start']}-{e['ply_end']}" if e.get("ply_start") is not None else ""
+    return e["source"]["format"] + plies
 
 
 # -- show -----------------------------------------------------------------------------------------------------------
@@ -147,7 +140,9 @@ def shown(found: dict[str, Any], budget_tokens: int) -> Result:
         head["files"] = found["files"][:MAX_FILES]
     left = max(100, budget_tokens - tokens(head))
     head["left_out"] = 0
-    lines = [f"{found['kind']} in {_where(found)}; log {one_line(found['source']['path'])}"]
+    source = found["source"]
+    lines = [f"{found['kind']} in {_where(found)}",
+             quoted(f"{origin(source, found['project'])}; log {one_line(source['path'])}")]  # fmt: skip
     for memory in found.get("memories", []):
         lines += [f"memory {memory['memory_id']}:", quoted(f"{memory['core']}\n{memory['context'] or ''}".strip())]
     if "messages" in found:
@@ -169,7 +164,9 @@ def _message_lines(message: dict[str, Any]) -> list[str]:
     lines = [f"[{message['ply']}] {message['role']}{at} (message {message['message_id']})"]
     for part in message["parts"]:
         if part["kind"] != "text":
-            lines.append(f"({part['kind']}{' ' + one_line(part['name']) if 'name' in part else ''})")
+            lines.append(f"({part['kind']})")
+            if "name" in part:
+                lines.append(quoted(one_line(part["name"])))
         if part["text"]:
             lines.append(quoted(part["text"]))
         if part.get("cut_chars"):

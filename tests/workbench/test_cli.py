@@ -133,7 +133,7 @@ def test_budget_block_is_quoted_and_within_budget(filled: Cli) -> None:
         assert count_tokens(text) <= budget
         body = text.splitlines()[1:-1]
         assert all(line.startswith(("> ", "[", "(")) for line in body)
-    assert "session" in body[0]
+    assert body[1].startswith("> session ")
 
 
 def test_stdin_and_zip(cli: Cli, tmp_path: Path) -> None:
