@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from workbench.data.records import parse_time
 from workbench.errors import InputError
 
+#: How a time must look, in words for whoever gave another one.
+NO_TIME = "no time from 1971 to 2199; write it as 2026-01-31 or 2026-01-31T09:30:00Z"
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
@@ -17,7 +20,7 @@ class Filters:
             times passes neither.
         file: a part of the path of a file that the exchange touched.
         room: id, key or label of a room that a memory of the exchange is in.
-        tool: name of a tool that was called.
+        tool: the whole name of a tool that was called, in any case.
     """
 
     project: str | None = None
@@ -43,7 +46,7 @@ class Filters:
             if value:
                 moment = parse_time(value)
                 if moment is None:
-                    raise InputError(f"{name}: {value!r} is no time; write it as 2026-01-31 or 2026-01-31T09:30:00Z.")
+                    raise InputError(f"{name}: {value!r} is {NO_TIME}.")
                 where.append(f"e.started_at {operator} make_timestamptz(?::BIGINT)")
                 values.append(moment)
         if self.file:
@@ -51,7 +54,7 @@ class Filters:
             where.append(f"len(list_filter({paths}, lambda f: contains(lower(f.path), lower(?)))) > 0")
             values.append(self.file)
         if self.tool:
-            where.append("list_contains(e.tools, ?)")
+            where.append("list_contains(list_transform(e.tools, lambda name: lower(name)), lower(?))")
             values.append(self.tool)
         if self.room:
             from workbench.memory.rooms import concept_key  # most searches name no room

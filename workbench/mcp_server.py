@@ -32,6 +32,7 @@ from workbench import api, mcp_text
 from workbench.data.records import parse_time
 from workbench.data.store import Store
 from workbench.errors import StoreError, WorkbenchError
+from workbench.memory.filters import NO_TIME
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ Every item names its source."""
 
 def _time(value: str) -> str:
     if parse_time(value) is None:
-        raise ValueError("no time; write it as 2026-01-31 or 2026-01-31T09:30:00Z")
+        raise ValueError(NO_TIME)
     return value
 
 

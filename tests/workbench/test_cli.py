@@ -123,6 +123,9 @@ def test_filters_narrow(filled: Cli) -> None:
     room = by_file[0]["rooms"][0]
     assert all(room in hit["rooms"] for hit in filled("recall", "test", "-k", "50", "--room", room, "--json")[1])
     assert filled("recall", "test", "--project", "no such project", "--json")[1] == []
+    by_tool = {tool: filled("recall", "test", "-k", "50", "--tool", tool, "--json")[1] for tool in ("Bash", "bASH")}
+    assert by_tool["Bash"] == by_tool["bASH"] != []
+    assert len({hit["agent"] for hit in by_tool["Bash"]}) > 1, "what one agent calls Bash another calls bash"
 
 
 def test_budget_block_is_quoted_and_within_budget(filled: Cli) -> None:
@@ -202,6 +205,7 @@ def test_bad_queries(filled: Cli) -> None:
         (["recall", "  "], "empty"),
         (["recall", "x", "--mode", "telepathy"], "hybrid"),
         (["recall", "x", "--since", "yesterdayish"], "2026-01-31"),
+        (["recall", "x", "--since", "1970-01-01"], "no time from 1971 to 2199"),
         (["recall", "x", "-k", "0"], "k must be"),
         (["recall", "x", "--budget", "0"], "--budget"),
         (["show", "abcdef", "--neighbours", "-1"], "--neighbours"),
