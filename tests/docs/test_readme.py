@@ -39,7 +39,16 @@ def test_tour_runs_as_shown(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     assert "Traceback" not in done.stderr
-    for expected in ("conversations", "memories added", "deploy/push.sh", "mcpServers", "quoted data"):
+    # The last is of the Python block: what the user had asked.
+    shown = (
+        "conversations",
+        "memories added",
+        "deploy/push.sh",
+        "mcpServers",
+        "quoted data",
+        "user  SQLite or Postgres",
+    )
+    for expected in shown:
         assert expected in done.stdout, expected
 
 
