@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from workbench.data.store import Store
 from workbench.memory import dense
+from workbench.memory.arrays import distinct, fetch
 from workbench.memory.bm25 import Bm25Options, ColdBm25, WarmBm25
 from workbench.memory.embedding import SENTENCE_TRANSFORMERS, Embedder, get_embedder
 from workbench.memory.fusion import Arm
 from workbench.memory.index import VERBATIM
 from workbench.memory.named import date_scores, dates_in, speaker_of, speaker_scores
-from workbench.memory.postings import fetch, find_layer
+from workbench.memory.postings import find_layer
 from workbench.memory.vectors import current_model
 
 #: Memories are short: long ones lose less for their length (benchmarks/results/recall_quality.md; LoCoMo agrees).
@@ -58,7 +59,7 @@ class Arms:
         """What speaks for a candidate beside its own words: "session", the best keyword score (of each layer) in its
         conversation; "edited", that it changed files; "speaker" and "date", that the query names its speaker or time.
         """
-        docs = np.unique(np.concatenate([docs for docs, _ in found.values()]))
+        docs = distinct(np.concatenate([docs for docs, _ in found.values()]))
         rows = fetch(
             self.store.con,
             "SELECT seq, hash(conversation_id) AS conversation, "
@@ -68,7 +69,7 @@ class Arms:
             [docs],
         )
         docs = rows["seq"]
-        _, conversation = np.unique(rows["conversation"], return_inverse=True)
+        conversation = np.searchsorted(distinct(rows["conversation"]), rows["conversation"])
         arms: dict[str, Arm] = {}
         for name in [name for name in found if name.startswith("keyword:")]:
             best = np.zeros(int(conversation.max(initial=0)) + 1)

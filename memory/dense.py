@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError, NotFound
+from workbench.memory.arrays import distinct, fetch, insert
 from workbench.memory.fusion import Arm, top
-from workbench.memory.postings import fetch, insert, next_revision
+from workbench.memory.postings import next_revision
 
 _READ_AT_ONCE = 100_000  # vectors taken out of DuckDB at once: with 256 dimensions 50 MB
 _ROWS_AT_ONCE = 8_192
@@ -77,7 +78,7 @@ def add(
         raise InputError(f"{len(numbers)} documents need as many vectors, not an array of shape {vectors.shape}")
     if not len(numbers):
         return 0
-    if len(np.unique(numbers)) < len(numbers):
+    if len(distinct(numbers)) < len(numbers):
         raise InputError(f"the same document comes twice in one batch for layer {layer!r}: give each doc once")
     space = find_space(con, layer, model) or _create_space(con, layer, model, vectors.shape[1])
     if vectors.shape[1] != space.dim:

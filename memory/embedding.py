@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import MissingExtra, NotFound
+from workbench.memory.arrays import distinct, fetch, insert
 from workbench.memory.lsa import Features, count_features, learn_features, random_vectors, sum_rows
-from workbench.memory.postings import fetch, insert
 
 HASHED = "hashed/1"
 LEARNT = "lsa/1"
@@ -72,8 +72,8 @@ class LexicalEmbedder:
             at[at == len(known.feature)] = 0
             seen = known.feature[at] == counts.feature
         unseen = ~seen & ~counts.is_pair
-        words, number = np.unique(counts.feature[unseen], return_inverse=True)
-        at[unseen] = len(known.feature) + number
+        words = distinct(counts.feature[unseen])
+        at[unseen] = len(known.feature) + np.searchsorted(words, counts.feature[unseen])
         vectors = np.concatenate([known.vector, np.float32(self.scale) * random_vectors(words, self.dim)])
         unseen_idf = np.log1p(self.num_documents) if self.num_documents else 1.0
         idf = np.concatenate([known.idf, np.full(len(words), unseen_idf, np.float32)])
@@ -112,7 +112,7 @@ class _StoredEmbedder(LexicalEmbedder):
 
     def _look_up(self, features: NDArray[np.uint64]) -> Features:
         if not len(self._known.feature):
-            wanted = np.unique(features)
+            wanted = distinct(features)
             if len(wanted) <= _LOOK_UP_AT_MOST:
                 # By row: a join would unpack the vectors of all features (15 ms of CPU for a first query, not 9).
                 rows = "SELECT rowid FROM embedding_features WHERE feature IN (SELECT unnest(?::UBIGINT[]))"

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.memory.arrays import distinct
+
 Docs = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Arm = tuple[Docs, Scores]
@@ -114,7 +116,7 @@ def normalise_min_max(scores: Scores) -> Scores:
 
 def _aligned(arms: Sequence[Arm]) -> tuple[Docs, NDArray[np.float64], NDArray[np.bool_]]:
     # The union of the docs, and per arm a row of scores (0 where it lacks the doc) and of presence.
-    union = np.unique(np.concatenate([docs for docs, _ in arms])) if arms else np.empty(0, np.int64)
+    union = distinct(np.concatenate([docs for docs, _ in arms])) if arms else np.empty(0, np.int64)
     table, present = np.zeros((len(arms), len(union))), np.zeros((len(arms), len(union)), bool)
     for row, (docs, scores) in enumerate(arms):
         at = np.searchsorted(union, docs)

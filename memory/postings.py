@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import InputError, StoreError
+from workbench.memory.arrays import distinct, fetch, insert
 from workbench.memory.pieces import Pieces, numbered
 from workbench.memory.terms import count_terms
 from workbench.memory.tokenizers import Tokenizer, get_tokenizer
@@ -95,7 +95,7 @@ def add(con: duckdb.DuckDBPyConnection, layer: str, tokenizer: str, documents: I
     if not batch:
         return 0
     docs = np.array([document.doc for document in batch], np.int32)
-    if len(np.unique(docs)) < len(docs):
+    if len(distinct(docs)) < len(docs):
         raise InputError(f"the same document comes twice in one batch for layer {layer!r}: give each doc once")
     target = _layer_for(con, layer, tokenizer)
     _remove(con, target.id, docs)
@@ -117,7 +117,7 @@ def remove(con: duckdb.DuckDBPyConnection, layer: str, docs: Sequence[int] | NDA
     target = find_layer(con, layer)
     if target is None or not len(docs):
         return 0
-    count = _remove(con, target.id, np.unique(np.asarray(docs, np.int32)))
+    count = _remove(con, target.id, distinct(np.asarray(docs, np.int32)))
     if count:
         _set_revision(con, target)
     return count
@@ -306,22 +306,6 @@ def df_histogram(con: duckdb.DuckDBPyConnection, layer: int) -> tuple[NDArray[np
         {"layer": layer},
     )
     return columns["df"], columns["terms"]
-
-
-def fetch(con: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> dict[str, NDArray]:
-    """The columns of a query's result."""
-    return {name: np.asarray(column) for name, column in con.execute(sql, parameters).fetchnumpy().items()}
-
-
-def insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any], batch: dict[str, NDArray]) -> None:
-    """Runs an INSERT … FROM batch, whose columns are these arrays."""
-    con.register("batch", batch)
-    try:
-        con.execute(sql, parameters)
-    finally:
-        # In a transaction that failed this fails as well, and would hide why.
-        with suppress(duckdb.Error):
-            con.unregister("batch")
 
 
 def sorted_postings(tables: list[dict[str, NDArray]]) -> Postings:

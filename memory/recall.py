@@ -21,9 +21,9 @@ from workbench.data.store import Store
 from workbench.errors import InputError
 from workbench.memory import fusion, index
 from workbench.memory.arms import Arms
+from workbench.memory.arrays import fetch
 from workbench.memory.filters import Filters
 from workbench.memory.fusion import Arm
-from workbench.memory.postings import fetch
 from workbench.memory.show import iso
 from workbench.memory.tokenizers import get_tokenizer
 

@@ -10,8 +10,8 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.memory.arrays import fetch
 from workbench.memory.maxscore import Positions
-from workbench.memory.postings import fetch
 from workbench.memory.segments import positions_in
 from workbench.memory.weights import LOOK_UP, Piece, Source
 
@@ -68,8 +68,7 @@ class Stored:
             "SELECT doc, tf FROM lexical_postings JOIN (SELECT unnest(?::INTEGER[]) AS doc) USING (doc)"
             " WHERE layer = ? AND term = ?"
         )
-        # As a list: for an array, DuckDB imports numpy.ma (6 ms, once).
-        return self._with_recent(fetch(self._con, sql, [self._docs[positions].tolist(), self._layer, self._term]))
+        return self._with_recent(fetch(self._con, sql, [self._docs[positions], self._layer, self._term]))
 
     def read_seconds(self) -> float:
         """See weights.Source."""

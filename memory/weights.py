@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.memory.arrays import distinct
 from workbench.memory.maxscore import Gains, Positions
 
 # Seconds at 1,000,000 documents: to look documents up in postings in memory (once, and for each); of a posting added
@@ -188,7 +189,7 @@ class ScoredTerm:
             before, after = (link.take(positions) for link in self.links)
             size, wanted = len(self.links[0]), positions
             if not self.source.is_in_memory:
-                wanted = np.unique(np.concatenate([positions, before, after]))
+                wanted = distinct(np.concatenate([positions, before, after]))
                 wanted = wanted[wanted < size]
             pieces = self.source.read_at(wanted)
             # In the order in which `_windows` adds.

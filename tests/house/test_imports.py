@@ -58,6 +58,22 @@ print(len(workbench.recall("rate limit", store, k=3)))
     assert int(run(code)) > 0
 
 
+def test_a_recall_does_without_masked_arrays(tmp_path: Path) -> None:
+    """np.unique, and an array as a parameter of a statement, import numpy.ma: 6 ms of each `workbench recall`."""
+    code = f"""
+import workbench
+workbench.ingest([{str(ROOT / "data" / "samples" / "claude_code")!r}], {str(tmp_path / "s.duckdb")!r})
+workbench.distill({str(tmp_path / "s.duckdb")!r})
+"""
+    run(code)
+    code = f"""
+import sys, workbench
+found = workbench.recall("rate limit database", {str(tmp_path / "s.duckdb")!r})
+print(len(found) > 0, "numpy.ma" in sys.modules)
+"""
+    assert run(code) == "True False"
+
+
 def test_transformers_and_trl_do_not_take_our_kernels_for_theirs() -> None:
     """From the repository root, where `kernels/` could shadow Hugging Face's package of that name."""
     pytest.importorskip("transformers", reason="the train extra is not installed")
