@@ -195,7 +195,7 @@ class Row:
             raise self.error(f"the field {name!r} is missing; there are {', '.join(sorted(self.fields)) or 'none'}")
         value = self.fields[name]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(f"the field {name!r} must be {_KINDS.get(kind, kind.__name__)}, not {_short(value)}")
+            raise self.error(f"the field {name!r} must be {_KINDS.get(kind, kind.__name__)}, not {short(value)}")
         return value
 
     def words(self, name: str) -> str:
@@ -215,7 +215,7 @@ class Row:
         """The field, a list of strings."""
         for at, item in enumerate(values := self.get(name, list)):
             if not isinstance(item, str):
-                raise self.error(f"item {at} of the field {name!r} must be a text, not {_short(item)}")
+                raise self.error(f"item {at} of the field {name!r} must be a text, not {short(item)}")
         return values
 
     def error(self, problem: str) -> InputError:
@@ -226,7 +226,8 @@ class Row:
 _KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """As JSON, cut to what a message can hold."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
@@ -271,8 +272,10 @@ def read_json(path: Path, kind: type) -> Any:
         raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}, column {e.colno}).") from e
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not UTF-8 at byte {e.start}.") from e
+    except (RecursionError, ValueError) as e:  # nested too deep, or a number of thousands of digits
+        raise InputError(f"{path}: cannot be read as JSON ({e}).") from e
     if not isinstance(value, kind):
-        raise InputError(f"{path}: must hold {_KINDS.get(kind, kind.__name__)}, not {_short(value)}.")
+        raise InputError(f"{path}: must hold {_KINDS.get(kind, kind.__name__)}, not {short(value)}.")
     return value
 
 
@@ -283,11 +286,21 @@ def _row(where: str, raw: bytes) -> Row:
         raise InputError(f"{where}: not valid JSON ({e.msg}, column {e.colno}).") from e
     except UnicodeDecodeError as e:
         raise InputError(f"{where}: not UTF-8 at byte {e.start}.") from e
+    except (RecursionError, ValueError) as e:  # nested too deep, or a number of thousands of digits
+        raise InputError(f"{where}: cannot be read as JSON ({e}).") from e
     return row_of(where, value)
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number that a float can hold; JSON has others."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def row_of(where: str, value: object) -> Row:
     """A value that must be a JSON object, and where it stands; raises InputError if it is none."""
     if not isinstance(value, dict):
-        raise InputError(f"{where}: must be an object, not {_short(value)}.")
+        raise InputError(f"{where}: must be an object, not {short(value)}.")
     return Row(where, value)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
-from workbench.evals.tasks.base import Document, Query, RecallTask, Row, read_jsonl
+from workbench.evals.tasks.base import Document, Query, RecallTask, Row, is_finite, read_jsonl, short
 from workbench.evals.templates import template_mark
 
 _FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -73,7 +72,7 @@ def load(path: str | os.PathLike[str]) -> RecallTask:
         raise InputError(f"{path}: holds no query.")
     return RecallTask(
         name=head.words("name"), version=head.words("version"), documents=tuple(documents.values()),
-        queries=tuple(query for _, query in queries), relevant_from=_number(head, "relevant_from", 1.0),
+        queries=tuple(query for _, query in queries), relevant_from=_relevant_from(head),
         licence=_text(head, "licence"), notes=_notes(head),
     )  # fmt: skip
 
@@ -175,9 +174,8 @@ def _relevance(row: Row) -> dict[str, float]:
         return dict.fromkeys(listed, 1.0)
     grades = row.get("relevance", dict)
     for doc, grade in grades.items():
-        is_number = isinstance(grade, int | float) and not isinstance(grade, bool)
-        if not (is_number and math.isfinite(grade) and grade > 0):
-            raise row.error(f"the grade of {doc!r} must be a number above 0, not {json.dumps(grade)}")
+        if not (is_finite(grade) and grade > 0):
+            raise row.error(f"the grade of {doc!r} must be a number above 0, not {short(grade)}")
     return grades
 
 
@@ -185,10 +183,10 @@ def _text(row: Row, name: str) -> str:
     return row.get(name, str) if name in row.fields else ""
 
 
-def _number(row: Row, name: str, default: float) -> float:
-    value = row.fields.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise row.error(f"the field {name!r} must be a number, not {json.dumps(value)}")
+def _relevant_from(row: Row) -> float:
+    value = row.fields.get("relevant_from", 1.0)
+    if not (is_finite(value) and value > 0):
+        raise row.error(f"the field 'relevant_from' must be a number above 0, not {short(value)}")
     return value
 
 

@@ -141,6 +141,17 @@ QUERY = '{"kind": "query", "id": "q1", "text": "x", "relevant": ["d1"]}'
         ([HEAD, DOC, QUERY.replace('"relevant": ["d1"]', '"relevance": {"d1": true}')], r"line 3: the grade of 'd1'"),
         ([HEAD, DOC, QUERY.replace('"x"', '" "')], r"line 3: the field 'text' is empty"),
         ([HEAD.replace("}", ', "relevant_from": "2"}'), DOC, QUERY], r"line 1: the field 'relevant_from' must be"),
+        (
+            [HEAD.replace("}", ', "relevant_from": 0}'), DOC, QUERY],
+            r"line 1: the field 'relevant_from' must be .* above 0",
+        ),
+        ([HEAD.replace("}", f', "relevant_from": 1{"0" * 400}}}'), DOC, QUERY], r"line 1: the field 'relevant_from'"),
+        (
+            [HEAD, DOC, QUERY.replace('"relevant": ["d1"]', f'"relevance": {{"d1": 1{"0" * 400}}}')],
+            r"line 3: the grade",
+        ),
+        ([HEAD, DOC, QUERY.replace('"x"', "1" * 5000)], r"line 3: cannot be read as JSON"),
+        ([HEAD, DOC, "[" * 100_000], r"line 3: cannot be read as JSON"),
         ([HEAD.replace("}", ', "notes": {"a": 1.5}}'), DOC, QUERY], r"line 1: the note 'a' must be a whole number"),
     ],
 )

@@ -23,6 +23,7 @@ from workbench.evals.tasks.base import (
     judgements,
     oracle_run,
     random_run,
+    read_json,
     read_jsonl,
     shared_data,
     split_of,
@@ -194,6 +195,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         list(read_jsonl(tmp_path / "latin.jsonl"))
     with pytest.raises(InputError, match="cannot be read"):
         list(read_jsonl(tmp_path / "absent.jsonl"))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.json: cannot be read as JSON"):
+        read_json(tmp_path / "deep.json", list)
 
 
 # --- agentlog and skills on small files
