@@ -15,7 +15,7 @@ import math
 import os
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -109,8 +109,9 @@ class RecallTask:
                 )
             scopes[document.id] = document.scope
         seen: set[str] = set()
+        known = set(scopes.values())
         for query in self.queries:
-            problem = "its id comes twice" if query.id in seen else _problem(query, scopes)
+            problem = "its id comes twice" if query.id in seen else _problem(query, scopes, known)
             if problem:
                 raise InputError(f"Task {self.name}: query {query.id!r}: {problem}.")
             seen.add(query.id)
@@ -139,7 +140,7 @@ class RecallTask:
         return found
 
 
-def _problem(query: Query, scopes: Mapping[str, str]) -> str:
+def _problem(query: Query, scopes: Mapping[str, str], known: Set[str]) -> str:
     if not query.text.strip():
         return "its text is empty"
     for doc, grade in query.relevance.items():
@@ -148,7 +149,7 @@ def _problem(query: Query, scopes: Mapping[str, str]) -> str:
         if scopes.get(doc) != query.scope:
             where = "does not exist" if doc not in scopes else f"is in scope {scopes[doc]!r}, not {query.scope!r}"
             return f"its relevant document {doc!r} {where}"
-    return ""
+    return "" if query.scope in known else f"its scope {query.scope!r} holds no document"
 
 
 def split_of(query_id: str) -> Literal["tune", "report"]:

@@ -58,6 +58,7 @@ def load(path: str | os.PathLike[str]) -> RecallTask:
             continue
         document = _document(row, documents)
         documents[document.id] = document
+    scopes = {document.scope for document in documents.values()}
     for row, query in queries:
         for doc in query.relevance:
             if doc not in documents:
@@ -68,6 +69,10 @@ def load(path: str | os.PathLike[str]) -> RecallTask:
             if documents[doc].scope != query.scope:
                 where = f"is in scope {documents[doc].scope!r}, the query in {query.scope!r}"
                 raise row.error(f"the relevant document {doc!r} {where}")
+        if query.scope not in scopes:
+            near = get_close_matches(query.scope, scopes, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise row.error(f"its scope {query.scope!r} holds no document{meant}")
     if not queries:
         raise InputError(f"{path}: holds no query.")
     return RecallTask(

@@ -55,7 +55,7 @@ def made_tasks(draw: Any) -> RecallTask:
         documents.append(Document(id, draw(texts), draw(texts), scope, previous, draw(texts)))
     queries = []
     for id in draw(ids):
-        scope = draw(st.sampled_from(scopes))
+        scope = draw(st.sampled_from(sorted({d.scope for d in documents})))
         found = [d.id for d in documents if d.scope == scope]
         grade = st.one_of(st.integers(1, 3), st.floats(0.001, 9))
         relevance = {doc: draw(grade) for doc in found if draw(st.booleans())}
@@ -134,6 +134,10 @@ QUERY = '{"kind": "query", "id": "q1", "text": "x", "relevant": ["d1"]}'
         ),
         ([HEAD, DOC, QUERY.replace('["d1"]', '["d1", "d1"]')], r"line 3: a document stands twice"),
         ([HEAD, DOC, QUERY.replace("}", ', "scope": "s"}')], r"line 3: .*'d1' is in scope '', the query in 's'"),
+        (
+            [HEAD, DOC.replace("}", ', "scope": "main"}'), QUERY.replace('["d1"]', '[], "scope": "mian"')],
+            r"line 3: its scope 'mian' holds no document; did you mean 'main'\?",
+        ),
         ([HEAD, DOC, '{"kind": "query", "id": "q", "text": "x"}'], r"line 3: a query needs `relevant`"),
         ([HEAD, DOC, QUERY.replace("}", ', "relevance": {}}')], r"line 3: a query needs .* not both"),
         ([HEAD, DOC, QUERY.replace('"relevant": ["d1"]', '"relevance": {"d1": 0}')], r"line 3: the grade of 'd1'"),

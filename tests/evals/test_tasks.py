@@ -105,6 +105,7 @@ def test_oracle_and_random_runs_have_the_scores_that_theory_gives() -> None:
         ({"queries": (Query("q", "x", {"d1": 1.0}, "s"),) * 2}, "'q': its id comes twice"),
         ({"queries": (Query("q", "x", {"no": 1.0}, "s"),)}, "'no' does not exist"),
         ({"queries": (Query("q", "x", {"d1": 1.0}, "t"),)}, "'d1' is in scope 's', not 't'"),
+        ({"queries": (Query("q", "x", {}, "t"),)}, "scope 't' holds no document"),
         ({"queries": (Query("q", "x", {"d1": 0.0}, "s"),)}, "grade of 'd1' is 0.0"),
         ({"queries": (Query("q", "x", {"d1": float("nan")}, "s"),)}, "grade of 'd1' is nan"),
     ],
