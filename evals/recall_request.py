@@ -22,6 +22,8 @@ from workbench.evals.retriever import Index, Retriever
 from workbench.evals.tasks import load_task
 from workbench.evals.tasks.base import SPLITS, Document, RecallTask, Split
 
+_PROTOCOL = "workbench/evals/retriever.py"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -118,13 +120,24 @@ class UserRetriever:
         self.name = retriever.name
 
     def fingerprint(self) -> str:
-        """Of the retriever and of its file."""
+        """Of the retriever and of its file; raises InputError if the retriever gives no text."""
         content = hashlib.sha256(self._path.read_bytes()).hexdigest()
-        return digest("user", self._retriever.fingerprint(), content)
+        try:
+            own: Any = self._retriever.fingerprint()
+        except WorkbenchError:
+            raise
+        except Exception as e:
+            raise InputError(f"The fingerprint of {self.name} in {self._path} failed ({_told(e)}).") from e
+        if not isinstance(own, str):
+            raise InputError(f"The fingerprint of {self.name} in {self._path} must be a text, not {own!r}.")
+        return digest("user", own, content)
 
     def build(self, documents: Sequence[Document], folder: Path) -> Index:
-        """As the user's."""
-        return self._retriever.build(documents, folder)
+        """As the user's; raises InputError for an index that lacks a method."""
+        index = self._retriever.build(documents, folder)
+        if missing := [part for part in ("search", "returned", "num_bytes", "close") if not hasattr(index, part)]:
+            raise InputError(f"The index that it built has no {', '.join(missing)}; see {_PROTOCOL}.")
+        return index
 
 
 def load_retriever(place: str) -> Retriever:
@@ -146,10 +159,14 @@ def load_retriever(place: str) -> Retriever:
             raise InputError(f"{name} in {path} is neither a retriever nor a function that makes one.")
         try:
             found = found()
-        except TypeError as e:
-            raise InputError(f"{name} in {path} could not be called without arguments ({e}).") from e
+        except WorkbenchError:
+            raise
+        except Exception as e:
+            raise InputError(f"{name} in {path} could not be called without arguments ({_told(e)}).") from e
     if missing := [part for part in ("name", "fingerprint", "build") if not hasattr(found, part)]:
-        raise InputError(f"{name} in {path} has no {', '.join(missing)}; see workbench/evals/retriever.py.")
+        raise InputError(f"{name} in {path} has no {', '.join(missing)}; see {_PROTOCOL}.")
+    if not isinstance(found.name, str) or not found.name.strip():
+        raise InputError(f"The name of {name} in {path} must be a text, not {found.name!r}.")
     return UserRetriever(found, path)
 
 
@@ -165,5 +182,9 @@ def _module(path: Path) -> Any:
     except WorkbenchError:
         raise
     except Exception as e:
-        raise InputError(f"{path} could not be imported ({type(e).__name__}: {e}).") from e
+        raise InputError(f"{path} could not be imported ({_told(e)}).") from e
     return module
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

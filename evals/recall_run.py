@@ -106,6 +106,8 @@ def run(
     """
     queries = task.split(split)
     _check(task, queries, retrievers, k)
+    if not 0 < timeout_seconds < math.inf:
+        raise InputError(f"The timeout of a query must be a number of seconds above 0, not {timeout_seconds}.")
     outcome = Outcome()
     runs: dict[str, Retriever] = {}
     fingerprints: dict[str, str] = {}
@@ -187,7 +189,8 @@ class _Work:
                     own = Path(folder) / str(number)
                     own.mkdir()
                     try:
-                        indexes[run_id] = self._build(run_id, scope, retriever, documents, own)
+                        # Its own list: what one retriever does to it must not reach the next.
+                        indexes[run_id] = self._build(run_id, scope, retriever, list(documents), own)
                     except MissingExtra as e:
                         skipped[retriever.name] = str(e)
                     except Exception as e:  # stored as what it is, for every query of the scope
@@ -227,6 +230,8 @@ class _Work:
             try:
                 found = index.search(query.text, self.k)
                 milliseconds = (time.process_time() - start) * 1000
+                if alarm.rang:  # the retriever caught it, and what it gave then is no answer
+                    raise TimeoutError(f"no answer within {self.timeout_seconds:g} s")
                 hits = _checked(found, self.k, known)
                 for doc, _ in hits:
                     if doc not in tokens:

@@ -39,6 +39,16 @@ def needs(x): return Mine()
 number = 3
 class Half:
     name = "half"
+class Nameless(Mine):
+    name = None
+class Failing(Mine):
+    def __init__(self): raise OSError("no weights")
+class Numbered(Mine):
+    def fingerprint(self): return 3
+class Unknown(Mine):
+    def fingerprint(self): raise OSError("no weights")
+class Bare(Mine):
+    def build(self, documents, folder): return object()
 """
 
 
@@ -70,12 +80,22 @@ def test_an_edit_of_a_users_file_is_another_fingerprint(own: Path) -> None:
         ("{own}", "named FILE.py:NAME"), ("{own}:", "named FILE.py:NAME"), ("notes.txt:Mine", "named FILE.py:NAME"),
         ("nowhere.py:Mine", "no file nowhere"), ("{own}:Other", "has no Other"),
         ("{own}:needs", "without arguments"), ("{own}:number", "neither a retriever nor a function"),
-        ("{own}:Half", "has no fingerprint, build"),
+        ("{own}:Half", "has no fingerprint, build"), ("{own}:Nameless", "name of Nameless .* must be a text, not None"),
+        ("{own}:Failing", "could not be called without arguments .OSError: no weights"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_users_retriever_is_said(own: Path, place: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_retriever(place.format(own=own))
+
+
+def test_a_fingerprint_must_be_a_text_and_an_index_have_its_methods(own: Path) -> None:
+    with pytest.raises(InputError, match=r"fingerprint of mine in .*own\.py must be a text, not 3"):
+        load_retriever(f"{own}:Numbered").fingerprint()
+    with pytest.raises(InputError, match=r"fingerprint of mine in .*own\.py failed \(OSError: no weights\)"):
+        load_retriever(f"{own}:Unknown").fingerprint()
+    with pytest.raises(InputError, match="has no search, returned, num_bytes, close; see"):
+        load_retriever(f"{own}:Bare").build([], own.parent)
 
 
 def test_a_file_that_fails_to_import_is_named(tmp_path: Path) -> None:
