@@ -24,7 +24,7 @@ from workbench.errors import InputError
 from workbench.evals.graders import Grade, Status, exact_match, judge_agreement, summarise, token_f1
 from workbench.evals.judge import Judge, JudgeItem
 from workbench.evals.pair_judge import PairItem, PairJudge
-from workbench.evals.stats import bootstrap_mean, paired_randomisation, wilson
+from workbench.evals.stats import paired_randomisation, score_interval
 from workbench.evals.tasks.base import Row, read_jsonl
 from workbench.evals.templates import template_mark
 
@@ -150,8 +150,8 @@ def in_order(items: Sequence[AnswerItem], graded: Iterable[tuple[AnswerItem, Gra
 def summary(items: Sequence[AnswerItem], grades: Sequence[Grade]) -> dict[str, Any]:
     """Counts by status, the score over all items and over the completed ones, each with its 95 % interval.
 
-    Wilson's interval where every cluster is all right or all wrong, else a bootstrap by cluster; None for fewer than
-    two. An item without a value counts as 0 in `score`, and is left out of `score_completed`.
+    Intervals as of `stats.score_interval`; None for fewer than two clusters. An item without a value counts as 0 in
+    `score`, and is left out of `score_completed`.
     """
     clusters = [_cluster(item) for item in items]
     values = [grade.value or 0.0 for grade in grades]
@@ -164,19 +164,10 @@ def summary(items: Sequence[AnswerItem], grades: Sequence[Grade]) -> dict[str, A
 
 
 def _interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any] | None:
-    means = _cluster_means(values, clusters)
-    if len(means) < 2:
+    if len(set(clusters)) < 2:
         return None
-    is_binary = set(means) <= {0.0, 1.0}  # the bootstrap has no width where all are right, or all wrong
-    found = wilson(int(sum(means)), len(means)) if is_binary else bootstrap_mean(values, clusters)
+    found = score_interval(values, clusters)
     return {name: getattr(found, name) for name in ("low", "high", "level", "num_units", "method")}
-
-
-def _cluster_means(values: Sequence[float], clusters: Sequence[str]) -> list[float]:
-    by_cluster: dict[str, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        by_cluster.setdefault(cluster, []).append(value)
-    return [math.fsum(found) / len(found) for found in by_cluster.values()]
 
 
 def agreement(grades: Mapping[str, Sequence[Grade]]) -> dict[str, Any] | None:
@@ -204,13 +195,16 @@ def preferences(items: Sequence[AnswerItem], grades: Sequence[Grade], num_by_pos
     done = [(g.value, _cluster(item)) for item, g in zip(items, grades, strict=True) if g.value is not None]
     values, clusters = [value for value, _ in done], [cluster for _, cluster in done]
     counts = Counter(values)
-    means = _cluster_means(values, clusters)
+    # Sums by cluster, so that what is tested is the mean that is told.
+    sums = dict.fromkeys(clusters, 0.0)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - 0.5
     return {
         "by_status": dict(Counter(grade.status for grade in grades)),
         "wins": counts[1.0], "ties": counts[0.5], "losses": counts[0.0], "ties_by_position": num_by_position,
         "preference": math.fsum(values) / len(values) if values else None,
         "interval": _interval(values, clusters),
-        "p": paired_randomisation(means, [0.5] * len(means)).p if means else None,
+        "p": paired_randomisation(list(sums.values()), [0.0] * len(sums)).p if sums else None,
     }  # fmt: skip
 
 

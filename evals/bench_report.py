@@ -20,12 +20,11 @@ from workbench.errors import InputError, NotFound
 from workbench.evals.bench_run import Evaluation, StorePath
 from workbench.evals.stats import (
     Interval,
-    bootstrap_mean,
     paired_bootstrap,
     paired_randomisation,
     pass_at_k,
     pass_hat_k,
-    wilson,
+    score_interval,
 )
 
 
@@ -96,20 +95,14 @@ def _rows(con: duckdb.DuckDBPyConnection, eval_id: str, num_samples: int | None 
 
 
 def _mean(rows: Sequence[_Row]) -> dict[str, Any] | None:
-    """Mean score with its interval: Wilson's for one right or wrong a task, else the bootstrap over tasks."""
-    scores = [row.score or 0.0 for row in rows]
-    clusters = [row.task_id for row in rows]
-    if not rows:
-        return None
-    if len(set(clusters)) == len(rows) and set(scores) <= {0.0, 1.0}:
-        return _shown(wilson(int(sum(scores)), len(scores)))
-    return _interval(scores, clusters)
+    """Mean score with its interval; the unit is the task."""
+    return _interval([row.score or 0.0 for row in rows], [row.task_id for row in rows]) if rows else None
 
 
 def _interval(values: Sequence[float], clusters: Sequence[str] | None = None) -> dict[str, Any]:
     if len(set(clusters or range(len(values)))) < 2:
         return {"estimate": sum(values) / len(values), "low": None, "high": None, "method": "one task: no interval"}
-    return _shown(bootstrap_mean(values, clusters))
+    return _shown(score_interval(values, clusters))
 
 
 def _shown(interval: Interval) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _described(summary: dict[str, Any]) -> str:
     return (
         f"{summary['num_queries']} queries (split {summary['split']}) over {summary['num_documents']} documents in "
         f"{summary['num_scopes']} scope(s); {summary['k']} hits asked for{budget}. Task {summary['fingerprint'][:12]}, "
-        f"code {summary['code_version'][:12]}. In brackets: 95 % bootstrap intervals."
+        f"code {summary['code_version'][:12]}. In brackets: 95 % intervals."
     )
 
 

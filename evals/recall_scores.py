@@ -229,12 +229,15 @@ def clusters_of(evaluation: Evaluation, queries: dict[str, Query]) -> list[Hasha
     return found if 1 < len(set(found)) < len(found) else None
 
 
-def interval(values: NDArray[np.float64], clusters: list[Hashable] | None, level: float = _LEVEL) -> stats.Interval:
-    """Bootstrap interval of a mean; for a single query, which has none, the mean itself."""
+def interval(
+    values: NDArray[np.float64], clusters: list[Hashable] | None, level: float = _LEVEL, is_difference: bool = False
+) -> stats.Interval:
+    """Interval of a mean score, or of a mean difference; for a single query, which has none, the mean itself."""
     if len(values) < 2:
         return stats.Interval(float(values[0]), float(values[0]), float(values[0]), level, 1, "none: one query")
+    found = stats.bootstrap_mean if is_difference else stats.score_interval
     tail = (1 - level) / 2
-    return stats.bootstrap_mean(values, clusters, level=level, num_resamples=max(10_000, math.ceil(10 / tail)))
+    return found(values, clusters, level=level, num_resamples=max(10_000, math.ceil(10 / tail)))
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
@@ -279,8 +282,8 @@ def _compared(
     ours, theirs = paired(run.evaluation, baseline.evaluation, metric)
     difference = ours - theirs
     is_enough = len(difference) > 1
-    plain = interval(difference, clusters)
-    corrected = interval(difference, clusters, 1 - (1 - _LEVEL) / num_comparisons)
+    plain = interval(difference, clusters, is_difference=True)
+    corrected = interval(difference, clusters, 1 - (1 - _LEVEL) / num_comparisons, is_difference=True)
     by_query = stats.paired_randomisation(ours, theirs)
     by_cluster = by_query
     if clusters:

@@ -87,6 +87,30 @@ def bootstrap_mean(
     return Interval(math.fsum(sample.tolist()) / len(sample), low, high, level, len(sums), method)
 
 
+def score_interval(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    num_resamples: int = MIN_RESAMPLES,
+) -> Interval:
+    """Interval of a mean score: Wilson's where each unit is all 0 or all 1, else the bootstrap.
+
+    The bootstrap has no width where all are 0, or all 1. Wilson's counts units, so it is for units of one size, and for
+    those extremes; else it would be the interval of another mean than ours, which is over values.
+
+    Args and errors: as of `bootstrap_mean`.
+    """
+    sample = _checked(values, "values").tolist()
+    units: dict[Hashable, list[float]] = {}
+    for value, unit in zip(sample, clusters or range(len(sample)), strict=True):
+        units.setdefault(unit, []).append(value)
+    is_pure = all(set(unit) in ({0.0}, {1.0}) for unit in units.values())
+    if is_pure and (len(set(map(len, units.values()))) == 1 or len(set(sample)) == 1):
+        return wilson(sum(unit[0] == 1 for unit in units.values()), len(units), level=level)
+    return bootstrap_mean(sample, clusters, level=level, num_resamples=num_resamples)
+
+
 def paired_bootstrap(
     a: ArrayLike,
     b: ArrayLike,

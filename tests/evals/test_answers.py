@@ -133,6 +133,9 @@ def test_intervals_are_by_cluster_and_have_a_width_at_0_and_1() -> None:
     assert (narrow["num_units"], wide["num_units"]) == (40, 4)
     assert wide["high"] - wide["low"] > 1.8 * (narrow["high"] - narrow["low"])
     assert summary(alone[:1], graded([1.0]))["score_interval"] is None
+    uneven = [AnswerItem(f"i{k}", "q", "a", ("t",), cluster="a" if k else "b") for k in range(11)]
+    found = summary(uneven, graded([0.0] + [1.0] * 10))
+    assert found["score_interval"]["low"] <= found["score"] <= found["score_interval"]["high"]
     mixed = summary(together, graded([k % 4 / 3 for k in range(40)]))["score_interval"]
     assert mixed["method"] == "percentile cluster bootstrap"
 
@@ -227,6 +230,13 @@ def test_a_null_preference_is_not_called_significant() -> None:
     found = preferences(items, [Grade(v, "ok", "g/1") for v in values], 0)
     assert (found["preference"], found["p"]) == (0.5, 1.0)
     assert preferences(items[:1], [Grade(None, "skipped", "g/1")], 0)["p"] is None
+
+
+def test_the_preference_that_is_tested_is_the_one_that_is_told() -> None:
+    """One long conversation that is lost and two short ones that are won are no preference for the first file."""
+    items = [AnswerItem(f"i{k}", "q", "a", (), cluster="ab"[k % 2] if k < 2 else "c") for k in range(4)]
+    found = preferences(items, [Grade(v, "ok", "g/1") for v in (1.0, 1.0, 0.0, 0.0)], 0)
+    assert (found["preference"], found["p"]) == (0.5, 1.0)
 
 
 def test_another_process_can_look_while_verdicts_come(tmp_path: Path, server: Any) -> None:

@@ -390,3 +390,6 @@ def test_an_evaluation_knows_the_run_that_made_its_model(tmp_path: Path) -> None
 def test_one_task_has_a_score_and_no_made_up_interval(tmp_path: Path) -> None:
     found = scored(tmp_path, made.sums(1), made.adder(1.0), SAMPLING, num_samples=2)
     assert found["score"] == {"estimate": 1.0, "low": None, "high": None, "method": "one task: no interval"}
+    found = scored(tmp_path, made.sums(6), made.adder(1.0), SAMPLING, num_samples=2)
+    assert found["score"] == found["pass_at"]["2"]
+    assert (found["score"]["low"] < 0.7, found["score"]["high"]) == (True, 1.0)

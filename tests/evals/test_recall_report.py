@@ -96,9 +96,9 @@ def test_intervals_and_comparisons_are_those_of_the_statistics_package(tmp_path:
     by_id = {query.id: query for query in task.queries}
     clusters = [by_id[query].cluster for query in oracle.evaluation.query_ids]
     for scored in runs:
-        wanted = stats.bootstrap_mean(scored.evaluation.values["mrr"], clusters)
+        wanted = stats.score_interval(scored.evaluation.values["mrr"], clusters)
         assert scored.intervals["mrr"] == wanted
-        assert wanted.method == "percentile cluster bootstrap"
+        assert wanted.method == ("wilson" if scored is oracle else "percentile cluster bootstrap")
     comparison = recall_scores.compare(runs, task.queries, "ndcg@10")
     assert comparison["baseline"] == "oracle"
     assert (comparison["num_comparisons"], comparison["num_clusters"]) == (2, 14)
@@ -130,6 +130,14 @@ def test_without_clusters_the_query_is_the_unit(tmp_path: Path) -> None:
     comparison = recall_scores.compare(runs, task.queries, "mrr")
     assert comparison["num_clusters"] is None
     assert all(row["p"] == row["p_by_query"] for row in comparison["rows"])
+
+
+def test_a_metric_that_is_1_for_all_queries_has_an_interval_with_a_width(tmp_path: Path) -> None:
+    task = m.made(20, scopes=1)
+    found, _ = report(tmp_path / "a.duckdb", task, [m.oracle(task)])
+    for metric in found.summary["runs"][0]["metrics"].values():
+        assert (metric["mean"], metric["high"]) == (1.0, 1.0)
+        assert 0.5 < metric["low"] < 0.9
 
 
 def test_equal_runs_differ_by_nothing_with_p_1(tmp_path: Path) -> None:

@@ -315,3 +315,15 @@ def test_pass_at_k_equals_all_subsets() -> None:
 def test_mistakes_are_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_an_interval_of_scores_holds_their_mean_and_has_a_width_at_0_and_1() -> None:
+    """Silent failure P11; and Wilson's of pure clusters of unlike sizes was the interval of another mean."""
+    assert stats.score_interval([1.0] * 5) == stats.wilson(5, 5)
+    assert stats.score_interval([0.0] * 6, ["a", "a", "b", "b", "b", "c"]) == stats.wilson(0, 3)
+    assert stats.score_interval([1.0, 0.0, 1.0, 1.0]) == stats.wilson(3, 4)
+    assert stats.score_interval([1, 1, 0, 0], list("aabb")) == stats.wilson(1, 2)
+    uneven = stats.score_interval([1.0] * 10 + [0.0], ["a"] * 10 + ["b"])
+    assert uneven == stats.bootstrap_mean([1.0] * 10 + [0.0], ["a"] * 10 + ["b"])
+    assert uneven.low <= 10 / 11 <= uneven.high
+    assert stats.score_interval([0.5, 1.0, 0.0]) == stats.bootstrap_mean([0.5, 1.0, 0.0])
