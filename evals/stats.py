@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from workbench.errors import InputError
+from workbench.evals.student_t import t_quantile
 
 Values = NDArray[np.float64]
 MIN_RESAMPLES = 10_000
@@ -62,7 +63,12 @@ def bootstrap_mean(
     num_resamples: int = MIN_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean.
+    """Percentile bootstrap interval of a mean, widened for few units.
+
+    Both ends are moved away from the mean by what a t interval of n units is wider than a normal one: without that, 95 %
+    intervals of ten clusters hold the truth 90 times of 100, and of fifteen Bonferroni-corrected ones at least one
+    misses it 23 times of 100 (simulated). No end leaves the range of the values. Source: Hesterberg 2015, who widens by
+    other percentiles, which a corrected level would put beyond any number of resamples.
 
     Args: clusters: of each value (question, conversation, user); whole clusters are resampled and the mean is over
         values, so that large clusters weigh more. None: each value is its own. num_resamples: >= 10,000.
@@ -82,9 +88,18 @@ def bootstrap_mean(
     width = len(sums)
     draws = _draws(lambda rng, rows: rng.integers(0, width, (rows, width)), width, num_resamples, seed)
     means = np.concatenate([sums[draw].sum(axis=1) / counts[draw].sum(axis=1) for draw in draws])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    estimate, wider = math.fsum(sample.tolist()) / len(sample), _small_sample_factor(width, level)
+    low, high = (estimate + wider * (np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - estimate)).tolist()
+    low, high = max(low, float(sample.min())), min(high, float(sample.max()))
     method = "percentile bootstrap" if clusters is None else "percentile cluster bootstrap"
-    return Interval(math.fsum(sample.tolist()) / len(sample), low, high, level, len(sums), method)
+    return Interval(estimate, low, high, level, width, method)
+
+
+def _small_sample_factor(num_units: int, level: float) -> float:
+    """What a t interval of n units is wider than a normal one whose standard error divides by n."""
+    tail = (1 - level) / 2
+    ratio = t_quantile(tail, num_units - 1) / -_NORMAL.inv_cdf(tail)
+    return ratio * math.sqrt(num_units / (num_units - 1))
 
 
 def score_interval(
