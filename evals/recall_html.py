@@ -26,9 +26,9 @@ _METHOD = """
 relevant and another document are decided by id alone; "empty" those for which nothing came back.</li>
 <li>A query that failed counts 0; where any failed, the mean over the completed ones stands beside it.</li>
 <li>Intervals are 95 % percentile bootstraps of 10,000 resamples or more, widened for few units as t is for z; where
-the task has clusters (conversations, sessions), whole clusters are resampled. Where all queries score 0, or all 1, Wilson's interval over them (or over the
-clusters). p: sign flips of clusters (of queries where there are none), 10,000 patterns,
-two-sided, seeded. With n clusters no p is below 2 / 2<sup>n</sup>: few clusters cannot show much.</li>
+the task has clusters (conversations, sessions), whole clusters are resampled. Where all queries score 0, or all 1,
+Wilson's interval over them (or over the clusters). p: sign flips of clusters (of queries where there are none), 10,000
+patterns, two-sided, seeded. With n clusters no p is below 2 / 2<sup>n</sup>: few clusters cannot show much.</li>
 <li>Corrected: Bonferroni interval over all comparisons of the table. Detectable: the smallest mean difference that so
 many queries show with power 0.8 at the corrected level, were they independent; less than it may be there unseen.</li>
 <li>Compression: tokens of the hits' documents over tokens returned for them. Index: bytes with the texts that it

@@ -158,6 +158,10 @@ def markdown(report: dict[str, Any]) -> str:
     for summary in report["tasks"]:
         lines += [f"## {summary['task']}", "", _described(summary), "", *_table(summary, report["times"]), ""]
         for run in summary["runs"]:
+            if run["first_error"]:
+                failed = sum(count for status, count in run["statuses"].items() if status != "ok")
+                told = f"{failed} queries failed (--retry asks them again), the first: {_cell(run['first_error'])}"
+                lines += [f"{_cell(run['name'])}: {told}", ""]
             if run["num_unindexed"]:
                 lines += [f"{_cell(run['name'])}: {run['num_unindexed']} documents could not be indexed.", ""]
         for name, reason in summary["not_run"].items():
@@ -170,10 +174,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _described(summary: dict[str, Any]) -> str:
     budget = f"; lists cut at {summary['budget']} tokens" if summary["budget"] is not None else ""
+    scored = "" if summary["num_scored"] == summary["num_queries"] else f", {summary['num_scored']} of them scored,"
     return (
-        f"{summary['num_queries']} queries (split {summary['split']}) over {summary['num_documents']} documents in "
-        f"{summary['num_scopes']} scope(s); {summary['k']} hits asked for{budget}. Task {summary['fingerprint'][:12]}, "
-        f"code {summary['code_version'][:12]}. In brackets: 95 % intervals."
+        f"{summary['num_queries']} queries (split {summary['split']}){scored} over {summary['num_documents']} "
+        f"documents in {summary['num_scopes']} scope(s); {summary['k']} hits asked for{budget}. "
+        f"Task {summary['fingerprint'][:12]}, code {summary['code_version'][:12]}. In brackets: 95 % intervals."
     )
 
 

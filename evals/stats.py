@@ -65,8 +65,8 @@ def bootstrap_mean(
 ) -> Interval:
     """Percentile bootstrap interval of a mean, widened for few units.
 
-    Both ends are moved away from the mean by what a t interval of n units is wider than a normal one: without that, 95 %
-    intervals of ten clusters hold the truth 90 times of 100, and of fifteen Bonferroni-corrected ones at least one
+    Both ends are moved away from the mean by what a t interval of n units is wider than a normal one. Without that,
+    95 % intervals of ten clusters hold the truth 90 times of 100, and of fifteen Bonferroni-corrected ones at least one
     misses it 23 times of 100 (simulated). No end leaves the range of the values. Source: Hesterberg 2015, who widens by
     other percentiles, which a corrected level would put beyond any number of resamples.
 

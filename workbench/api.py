@@ -173,6 +173,8 @@ def evaluate_recall(
     request = Request(tasks=tasks, **options)
     if report is not None and not Path(report).absolute().parent.is_dir():
         raise InputError(f"The folder of {os.fspath(report)} does not exist; make it, or name another file.")
+    if report is not None and Path(report).is_dir():
+        raise InputError(f"{os.fspath(report)} is a folder; name a file for the report.")
     retrievers, loaded = request.load_retrievers(), request.load_tasks()
     chosen = Options(request.split, request.k, request.command(), request.budget, request.baseline, times=request.times)
     sections, asked, stored = [], 0, 0
@@ -185,8 +187,11 @@ def evaluate_recall(
         asked, stored = asked + outcome.num_asked, stored + outcome.num_stored
     if report is not None:
         partial = Path(f"{os.fspath(report)}.partial")
-        partial.write_bytes(html(sections, chosen).encode("utf-8", "replace"))
-        partial.replace(report)
+        try:
+            partial.write_bytes(html(sections, chosen).encode("utf-8", "replace"))
+            partial.replace(report)
+        except OSError as e:
+            raise InputError(f"The report cannot be written to {os.fspath(report)} ({e.strerror or e}).") from e
     summaries = [section.summary for section in sections]
     return {"command": chosen.command, "times": chosen.times, "tasks": summaries, "asked": asked, "stored": stored}
 

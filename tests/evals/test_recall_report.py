@@ -370,7 +370,9 @@ def test_failures_stand_in_the_tables(tmp_path: Path) -> None:
     assert failed == 11
     assert f"{failed} error" in page
     assert "completed 1.000" in page
-    assert "(1.000 over completed)" in markdown(_whole(found, OPTIONS))
+    told = markdown(_whole(found, OPTIONS))
+    assert "(1.000 over completed)" in told
+    assert "shaky: 11 queries failed (--retry asks them again), the first: RuntimeError: no luck" in told
 
 
 def test_documents_that_an_index_lost_are_told(tmp_path: Path) -> None:

@@ -104,6 +104,25 @@ def test_options_reach_the_run(call: Any, task_file: Path, tmp_path: Path) -> No
     assert all(row["tokens"] <= 90 for row in summary["runs"])
 
 
+def test_odd_texts_of_a_task_are_printed_and_told_and_unscored_queries_counted(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(
+        '{"kind": "task", "name": "half \\ud800", "version": "1"}\n'
+        '{"kind": "document", "id": "d", "user": "some words"}\n'
+        '{"kind": "query", "id": "q", "text": "words", "relevant": ["d"], "category": "\\udfff"}\n'
+        '{"kind": "query", "id": "nothing", "text": "other", "relevant": []}\n'
+    )
+    asked = ["recall", "--task", str(path), "--split", "all", "--grid", "tokenizers"]
+    code, out, _ = call(*asked, "--json")
+    assert code == 0
+    (summary,) = json.loads(out)["tasks"]
+    assert (summary["num_queries"], summary["num_scored"]) == (2, 1)
+    code, out, _ = call(*asked)
+    assert code == 0
+    assert "## half ?" in out
+    assert "2 queries (split all), 1 of them scored, over 1 documents" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -114,6 +133,7 @@ def test_options_reach_the_run(call: Any, task_file: Path, tmp_path: Path) -> No
         (["--task", "FILE", "--split", "half"], "tune, report"),
         (["--task", "FILE", "--baseline", "nobody"], "is none of"),
         (["--task", "FILE", "--report", "/nowhere/r.html"], "/nowhere/r.html"),
+        (["--task", "FILE", "--report", "/"], "is a folder"),
         (["--task", "FILE", "-k", "0"], "k must be 1"),
         ([], "--task"),
     ],

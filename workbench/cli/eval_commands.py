@@ -68,7 +68,7 @@ def recall(
     if json:
         print_json(found)
         return
-    typer.echo(markdown(found))
+    typer.echo(markdown(found).encode("utf-8", "replace").decode())
     typer.echo(f"{number(found['asked'])} answers were asked for, {number(found['stored'])} were in the store.")
     if report is not None:
         typer.echo(f"Report: {report}")

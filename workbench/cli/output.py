@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ def say(text: str, **style: Any) -> None:
 
 def print_json(value: Any) -> None:
     """One line of JSON."""
-    typer.echo(orjson.dumps(value))
+    try:
+        text = orjson.dumps(value)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, as a file of a user may have it
+        text = json.dumps(value).encode()
+    typer.echo(text)
 
 
 def table(title: str, rows: list[tuple[str, ...]], headers: tuple[str, ...] = ()) -> None:
