@@ -80,6 +80,11 @@ def grade_by_rule(items: Sequence[AnswerItem], rule: str) -> list[Grade]:
 
     Raises: InputError for an item without targets; MissingExtra for math without math-verify.
     """
+    if rule not in RULES and rule != "math":
+        raise InputError(f"There is no grader {rule!r}; there are {', '.join(RULES)}, math and judge.")
+    for item in items:
+        if not any(target.strip() for target in item.targets):
+            raise InputError(f"The item {item.id!r} has no target to compare with; add `targets`.")
     if rule == "math":
         from workbench.evals.math_grader import GRADER, MathGrader
 
@@ -87,14 +92,13 @@ def grade_by_rule(items: Sequence[AnswerItem], rule: str) -> list[Grade]:
         with MathGrader() as grader:
             graded = {i.id: g for i, g in zip(asked, grader.grade([(i.answer, i.targets) for i in asked]), strict=True)}
         return [graded.get(item.id) or _unanswered(item, GRADER) for item in items]
-    if rule not in RULES:
-        raise InputError(f"There is no grader {rule!r}; there are {', '.join(RULES)}, math and judge.")
     name = RULES[rule]("x", ["x"]).grader
     grades: list[Grade] = []
     for item in items:
-        if not any(target.strip() for target in item.targets):
-            raise InputError(f"The item {item.id!r} has no target to compare with; add `targets`.")
-        grades.append(RULES[rule](item.answer, item.targets) if item.status == "ok" else _unanswered(item, name))
+        try:
+            grades.append(RULES[rule](item.answer, item.targets) if item.status == "ok" else _unanswered(item, name))
+        except InputError as e:
+            raise InputError(f"The item {item.id!r}: {e}") from e
     return grades
 
 

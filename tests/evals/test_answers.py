@@ -103,6 +103,10 @@ def test_rules_grade_in_order_and_a_missing_answer_keeps_its_status(tmp_path: Pa
         grade_by_rule(items, "bleu")
     with pytest.raises(InputError, match="'x' has no target"):
         grade_by_rule([AnswerItem("x", "q", "a", (" ",))], "exact")
+    with pytest.raises(InputError, match="'x' has no target"):
+        grade_by_rule([AnswerItem("x", "q", "a", ())], "math")
+    with pytest.raises(InputError, match="item 'x': No target has a word"):
+        grade_by_rule([*items, AnswerItem("x", "q", "a", ("🎉",))], "f1")
 
 
 def test_math_answers_are_graded(tmp_path: Path) -> None:
