@@ -143,7 +143,7 @@ def choice_asker(
 
     def accept(text: str) -> str:
         verdict = read_choice(text, verdicts)
-        return json.dumps({"reason": verdict[1], "verdict": verdict[0]}, ensure_ascii=False) if verdict else ""
+        return json.dumps({"reason": verdict[1], "verdict": verdict[0]}) if verdict else ""
 
     # The reason comes first, so that the verdict follows from it.
     reason = {"type": "string", "description": "one sentence"}

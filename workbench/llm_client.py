@@ -51,6 +51,11 @@ def estimate_tokens(num_chars: int) -> int:
     return -int(-num_chars // CHARS_PER_TOKEN)
 
 
+def _encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which neither a request nor a database can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class OpenAIChat:
     """Chat completions from an OpenAI-compatible server.
 
@@ -152,7 +157,8 @@ class OpenAIChat:
             await http.aclose()
 
     def _body(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "messages": list(messages), "stream": False}
+        whole = [{**message, "content": _encodable(message["content"])} for message in messages]
+        body: dict[str, Any] = {"model": self.model, "messages": whole, "stream": False}
         body[self._limit_name] = self.parameters["max_output_tokens"]
         if self._sends_temperature:
             body["temperature"] = self.parameters["temperature"]
@@ -254,8 +260,7 @@ class OpenAIChat:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             failure = f"the answer is no chat completion: {self._explain(response)}"
             return ChatReply(failure=failure, num_requests=num_requests)
-        # Half of a character that takes two, as a model writes it that is cut off, can neither be stored nor sent.
-        text = content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
+        text = _encodable(content) if isinstance(content, str) else ""
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         tokens_in, tokens_out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         is_estimated = False

@@ -189,6 +189,18 @@ def test_the_cost_budget_stops_and_the_same_command_goes_on(tmp_path: Path, serv
             Budget(**wrong)  # type: ignore[arg-type]
 
 
+def test_half_a_character_in_an_item_or_a_verdict_ends_no_run(tmp_path: Path, server: Any) -> None:
+    words = [{"content": "no verdict \ud800"}, verdict("correct \ud800"), verdict("correct")]
+    words += [{"content": '{"reason": "fine \\ud800", "verdict": "correct"}'}]
+    server.plan([{"match": "", "faults": words}])
+    items = [AnswerItem(f"i{k}", f"question {k} \ud800?", "\udfff", ("t\ud800",)) for k in range(3)]
+    with Store(tmp_path / "s.duckdb") as store:
+        judge = Judge(client(server), cache=DuckDBCache(lambda: store.con), concurrency=1)
+        grades = in_order(items, grade_by_judge(items, judge))
+    assert [grade.status for grade in grades] == ["grader_error", "ok", "ok"]
+    assert "fine" in grades[2].explanation
+
+
 def test_agreement_of_judges_and_gaps() -> None:
     def column(*values: float | None) -> list[Grade]:
         return [Grade(v, "grader_error" if v is None else "ok", "g/1") for v in values]

@@ -161,7 +161,7 @@ def test_a_spent_budget_is_said_and_goes_on_later(run: Run, tmp_path: Path, serv
     judges = ("--grader", "judge", "--judge", f"m@{server.url}", "--concurrency", "1")
     code, text, _ = run("eval", "answers", file, *judges, "--budget-tokens", "4000")
     assert code == 0
-    assert "The budget is spent" in text
+    assert "The budget does not reach for one more" in text
     prices = ("--price-in", "1", "--price-out", "2", "--budget-usd", "1")
     code, found, _ = run("eval", "answers", file, *judges, *prices, "--json")
     assert code == 0

@@ -225,7 +225,8 @@ def _print_answers(report: dict[str, Any]) -> None:
         table(name, rows)
         if skipped := found["by_status"].get("skipped"):
             typer.echo(
-                f"The budget is spent: {skipped:,} were left out. What was judged is kept; raise it and run again."
+                f"The budget does not reach for one more: {skipped:,} were left out. What was judged is kept; raise it "
+                "and run again."
             )
     if agreed := report.get("agreement"):
         alpha = agreed["krippendorff_alpha"]
