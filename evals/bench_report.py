@@ -150,13 +150,13 @@ def compare(path: StorePath, first: str, second: str) -> dict[str, Any]:
     tasks = sorted(means[0])
     a, b = ([mean[task_id] for task_id in tasks] for mean in means)
     test = paired_randomisation(a, b)
+    gaps = [round(x - y, 12) for x, y in zip(a, b, strict=True)]  # means of equal samples differ by rounding
     settings = [about["sampling"] for about in abouts]
     return {
         "first": first, "second": second, "models": [about["model"] for about in abouts], "tasks": len(a),
         "task_set": abouts[0]["task_set"], "split": abouts[0]["split"], "scores": [sum(a) / len(a), sum(b) / len(b)],
-        "difference": _difference(a, b), "p": test.p, "equal_tasks": test.num_zero,
-        "better_tasks": sum(x > y for x, y in zip(a, b, strict=True)),
-        "worse_tasks": sum(x < y for x, y in zip(a, b, strict=True)),
+        "difference": _difference(a, b), "p": test.p, "equal_tasks": gaps.count(0),
+        "better_tasks": sum(gap > 0 for gap in gaps), "worse_tasks": sum(gap < 0 for gap in gaps),
         "sampling_differs": {
             name: [one[name] for one in settings] for name in settings[0] if settings[0][name] != settings[1][name]
         },

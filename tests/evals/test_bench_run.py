@@ -345,6 +345,10 @@ def test_two_evaluations_are_compared_item_by_item(tmp_path: Path) -> None:
     assert mirrored["difference"]["estimate"] == pytest.approx(-found["difference"]["estimate"])
     assert mirrored["difference"]["low"] == pytest.approx(-found["difference"]["high"], abs=0.05)
     assert mirrored["p"] == found["p"]
+    with Store(store) as opened:
+        opened.con.execute("UPDATE evaluations SET score = 0.1")
+    alike = compare(store, one, other)  # three times .1, divided by 3, is no .1
+    assert (alike["better_tasks"], alike["worse_tasks"], alike["equal_tasks"]) == (0, 0, 30)
 
 
 def test_compare_prints_and_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
