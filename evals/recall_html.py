@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from workbench.evals.html_page import document, facts, table
-from workbench.evals.recall_report import Options, Section
+from workbench.evals.recall_report import Options, Section, unit_of
 from workbench.evals.recall_scores import COMPARED, SHOWN
 from workbench.evals.recall_svg import Point, scatter
 from workbench.evals.recall_viewer import SCRIPT, STYLE
@@ -159,10 +159,9 @@ def _categories(summary: dict[str, Any]) -> str:
 
 
 def _comparison(comparison: dict[str, Any]) -> str:
-    unit = f"{comparison['num_clusters']} clusters" if comparison["num_clusters"] else "queries"
     title = (
         f"<h3>{comparison['metric']} against {escape(comparison['baseline'])} ({escape(comparison['chosen'])})</h3>"
-        f"<p class=dim>{comparison['num_comparisons']} comparisons; unit: {unit}.</p>"
+        f"<p class=dim>{comparison['num_comparisons']} comparisons; unit: {unit_of(comparison)}.</p>"
     )
     heads = ["configuration", "difference", "corrected interval", "p", "p Holm", "p Bonferroni", "p by query",
              "d<sub>z</sub>", "wins / ties / losses", "tied scores", "detectable"]  # fmt: skip

@@ -204,11 +204,17 @@ def _table(summary: dict[str, Any], times: bool) -> list[str]:
     return lines
 
 
+def unit_of(comparison: dict[str, Any]) -> str:
+    """What the tests of a comparison take for independent."""
+    if comparison["is_one_cluster"]:
+        return "queries (all of one cluster, so not independent: take p and intervals for too good)"
+    return f"clusters ({comparison['num_clusters']})" if comparison["num_clusters"] else "queries"
+
+
 def _compared(comparison: dict[str, Any]) -> list[str]:
-    unit = f"clusters ({comparison['num_clusters']})" if comparison["num_clusters"] else "queries"
     lines = [
         f"{comparison['metric']} against {_cell(comparison['baseline'])} ({comparison['chosen']}); sign flips of "
-        f"{unit}, corrected for {comparison['num_comparisons']} comparisons",
+        f"{unit_of(comparison)}, corrected for {comparison['num_comparisons']} comparisons",
         "",
         "| configuration | difference | corrected | p | Holm | Bonferroni | d_z | wins/ties/losses | detectable |",
         "|---" * 9 + "|",

@@ -260,10 +260,14 @@ def pick_baseline(runs: Sequence[Scored], metric: str, named: str | None = None)
 def compare(
     runs: Sequence[Scored], queries: Sequence[Query], metric: str, baseline_name: str | None = None
 ) -> dict[str, Any]:
-    """Every run against the baseline by one metric; p is corrected for the number of these comparisons."""
+    """Every run against the baseline by one metric; p is corrected for the number of these comparisons.
+
+    `is_one_cluster`: all queries are of one cluster, so that there is nothing to resample but the queries in it.
+    """
     baseline, by_id = pick_baseline(runs, metric, baseline_name), {query.id: query for query in queries}
     others = [run for run in runs if run is not baseline]
-    clusters = clusters_of(baseline.evaluation, by_id)
+    ids, clusters = baseline.evaluation.query_ids, clusters_of(baseline.evaluation, by_id)
+    named = {by_id[id].cluster for id in ids}
     rows = [_compared(run, baseline, metric, clusters, len(others)) for run in others]
     if rows:
         raw = [row["p"] for row in rows]
@@ -272,7 +276,9 @@ def compare(
     return {
         "metric": metric, "baseline": baseline.name, "chosen": "named" if baseline_name else
         "best verbatim" if baseline.is_verbatim else "best (none returns verbatim text)",
-        "num_comparisons": len(others), "num_clusters": len(set(clusters)) if clusters else None, "rows": rows,
+        "num_comparisons": len(others), "num_clusters": len(set(clusters)) if clusters else None,
+        "is_one_cluster": len(ids) > 1 and len(named) == 1 and "" not in named,
+        "rows": rows,
     }  # fmt: skip
 
 

@@ -123,6 +123,18 @@ def test_odd_texts_of_a_task_are_printed_and_told_and_unscored_queries_counted(c
     assert "2 queries (split all), 1 of them scored, over 1 documents" in out
 
 
+def test_queries_of_a_single_cluster_are_not_told_as_independent(call: Any, task_file: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in task_file.read_text().splitlines()]
+    path, page = tmp_path / "one.jsonl", tmp_path / "r.html"
+    rows = [row | ({"cluster": "c"} if row["kind"] == "query" else {}) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = "queries (all of one cluster, so not independent"
+    for file, is_told in ((path, True), (task_file, False)):
+        code, out, _ = call("recall", "--task", str(file), "--split", "all", "--report", str(page))
+        assert code == 0
+        assert (told in out, told in page.read_text()) == (is_told, is_told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
