@@ -82,6 +82,8 @@ def build(
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(f"There is no kind of query {kind!r}; there are {', '.join(KINDS)}.")
+    if max_per_kind < 1:
+        raise InputError(f"max_per_kind must be 1 or more, not {max_per_kind}.")
     if "question" in kinds and writer is None:
         raise InputError("Queries of the kind question are written by a model; name one, or leave the kind out.")
     exchanges = _exchanges(con)

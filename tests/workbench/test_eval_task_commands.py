@@ -63,7 +63,7 @@ def test_make_task_writes_a_task_that_can_be_read(run: Run, logs: Path) -> None:
     task = task_file.load(logs / "t.jsonl")
     assert (found["queries"], found["documents"], found["fingerprint"]) == (1, 1, task.fingerprint)
     assert [query.text for query in task.queries] == ["Round cart totals before tax"]
-    code, text, _ = run("eval", "make-task", "--out", str(logs / "t.jsonl"), "--kinds", "commit")
+    code, text, _ = run("eval", "make-task", "--out", str(logs / "t.jsonl"), "--kinds", " commit")
     assert code == 0
     assert "queries commit" in text
     assert f"workbench eval recall --task {logs / 't.jsonl'}" in " ".join(text.split())
@@ -95,6 +95,8 @@ def test_make_task_with_a_model(run: Run, logs: Path, server: Any) -> None:
     ("arguments", "message"),
     [
         (["--kinds", "comit"], "no kind of query 'comit'"),
+        (["--max-per-kind", "-1"], "max_per_kind must be 1 or more, not -1"),
+        (["--out", "task.json"], "FILE.jsonl or FILE.jsonl.gz, not task.json"),
         (["--kinds", "question"], "Questions need --llm"),
         (["--llm", "m"], "Questions need --llm"),
         (["--llm", "m", "--base-url", "http://x/v1", "--kinds", "commit"], "the kind question"),

@@ -71,11 +71,9 @@ def make_task(
     """
     from workbench.evals.tasks import own_logs, task_file
 
-    chosen = kinds.split(",") if kinds else [*own_logs.DEFAULT_KINDS, *(["question"] if llm else [])]
-    if (llm is None) != ("question" not in chosen) or (llm and not base_url):
-        raise InputError(
-            "Questions need --llm (a model's name), --base-url (where it is served) and the kind question."
-        )
+    chosen = _chosen(kinds, llm, base_url)
+    if not out.name.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"`eval recall` knows a task file by its name: FILE.jsonl or FILE.jsonl.gz, not {out}.")
     settings: dict[str, Any] = {"kinds": chosen, "max_per_kind": max_per_kind, "seed": seed, "mask_copied": mask_copied}
     if llm is None:
         with Store(context.obj, read_only=True) as store:
@@ -98,6 +96,18 @@ def make_task(
             task, usage = own_logs.build(store.con, **settings, writer=writer, progress=look), writer.usage
     task_file.save(task, out)
     _print_task(task, out, usage, json)
+
+
+def _chosen(kinds: str | None, llm: str | None, base_url: str | None) -> list[str]:
+    from workbench.evals.tasks import own_logs
+
+    default = [*own_logs.DEFAULT_KINDS, *(["question"] if llm else [])]
+    chosen = [kind.strip() for kind in kinds.split(",")] if kinds else default
+    if (llm is None) != ("question" not in chosen) or (llm and not base_url):
+        raise InputError(
+            "Questions need --llm (a model's name), --base-url (where it is served) and the kind question."
+        )
+    return chosen
 
 
 def _print_task(task: RecallTask, out: Path, usage: Usage | None, json: bool) -> None:
