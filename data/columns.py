@@ -13,6 +13,8 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 
+from workbench.data.records import valid
+
 #: "valid" is text that holds no half of a surrogate pair for sure; "time": microseconds since the epoch, UTC.
 Kind = Literal["text", "valid", "int", "real", "bool", "time"]
 
@@ -46,11 +48,6 @@ def insert_rows(
     if rows:
         with registered(con, "new_rows", columns, rows):
             con.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new_rows")
-
-
-def valid(text: str) -> str:
-    """The text with "?" for each half of a surrogate pair, which no UTF-8 can hold."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _array(column: tuple[Any, ...], kind: Kind) -> np.ndarray[Any, Any]:

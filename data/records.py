@@ -31,6 +31,11 @@ def digest(*fields: str | bytes) -> str:
     return h.hexdigest()[:20]
 
 
+def valid(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which no UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def conversation_id(format: str, session_id: str) -> str:
     """The id of a conversation: stable while its log grows, equal wherever the file lies."""
     return digest("conversation", format, session_id)

@@ -17,8 +17,8 @@ from typing import Any
 import duckdb
 import orjson
 
-from workbench.data.columns import Kind, insert_rows, registered, valid
-from workbench.data.records import Conversation, Message, Part, Unreadable, conversation_id, digest
+from workbench.data.columns import Kind, insert_rows, registered
+from workbench.data.records import Conversation, Message, Part, Unreadable, conversation_id, digest, valid
 from workbench.data.threads import Node, assign_threads
 
 BATCH_BYTES = 8 << 20

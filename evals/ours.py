@@ -24,8 +24,8 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.data.columns import Kind, insert_rows, valid
-from workbench.data.records import digest
+from workbench.data.columns import Kind, insert_rows
+from workbench.data.records import digest, valid
 from workbench.data.store import Store
 from workbench.evals.baseline_distillers import Head, Span
 from workbench.evals.recall_grid import Configuration

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.data.records import valid
 from workbench.errors import EndpointError, InputError, MissingExtra
 from workbench.model_server import RETRIED, api_key, checked_url, explain, is_loopback, wait_seconds
 
@@ -49,11 +50,6 @@ class ChatReply:
 def estimate_tokens(num_chars: int) -> int:
     """Tokens of a text of so many characters, for servers that do not count."""
     return -int(-num_chars // CHARS_PER_TOKEN)
-
-
-def _encodable(text: str) -> str:
-    """The text without halves of surrogate pairs, which neither a request nor a database can hold."""
-    return text.encode("utf-8", "replace").decode()
 
 
 class OpenAIChat:
@@ -157,7 +153,7 @@ class OpenAIChat:
             await http.aclose()
 
     def _body(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> dict[str, Any]:
-        whole = [{**message, "content": _encodable(message["content"])} for message in messages]
+        whole = [{**message, "content": valid(message["content"])} for message in messages]
         body: dict[str, Any] = {"model": self.model, "messages": whole, "stream": False}
         body[self._limit_name] = self.parameters["max_output_tokens"]
         if self._sends_temperature:
@@ -260,7 +256,7 @@ class OpenAIChat:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             failure = f"the answer is no chat completion: {self._explain(response)}"
             return ChatReply(failure=failure, num_requests=num_requests)
-        text = _encodable(content) if isinstance(content, str) else ""
+        text = valid(content) if isinstance(content, str) else ""
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         tokens_in, tokens_out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         is_estimated = False

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.data import columns
-from workbench.data.columns import Kind, insert_rows, registered, valid
+from workbench.data.columns import Kind, insert_rows, registered
+from workbench.data.records import valid
 
 KINDS: dict[str, Kind] = {"t": "text", "v": "valid", "i": "int", "b": "bool", "moment": "time"}
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
