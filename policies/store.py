@@ -68,8 +68,11 @@ def save_rollouts(
     for rollout in rollouts:
         numbers.append(samples.setdefault(rollout.task_id, first_sample))
         samples[rollout.task_id] += 1
+    settings = json.dumps(dict(sampling), sort_keys=True)
+    # of the settings too: the same words at another temperature are another rollout, and are asked for by it
+    origin = (policy, model_version, tokenizer, settings, str(step))
     ids = [
-        digest("rollout", r.task_id, policy, model_version, tokenizer, str(step), str(n), json.dumps(r.completion_ids))
+        digest("rollout", r.task_id, *origin, str(n), json.dumps(r.completion_ids))
         for r, n in zip(rollouts, numbers, strict=True)
     ]
     rows = {
@@ -83,7 +86,7 @@ def save_rollouts(
         "INSERT INTO rollouts BY NAME SELECT *, ? AS policy, ? AS model_version, ? AS tokenizer, ? AS sampling, "
         "? AS verified, ? AS run_id, ?::INTEGER AS step, now() AS created_at FROM new_rows n "
         "WHERE NOT EXISTS (SELECT 1 FROM rollouts r WHERE r.rollout_id = n.rollout_id)",
-        [policy, model_version, tokenizer, json.dumps(dict(sampling), sort_keys=True), verified, run_id, step],
+        [policy, model_version, tokenizer, settings, verified, run_id, step],
     )  # fmt: skip
 
 

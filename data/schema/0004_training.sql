@@ -10,7 +10,7 @@ CREATE TABLE tasks (
     created_at TIMESTAMPTZ NOT NULL
 );
 CREATE TABLE rollouts (
-    rollout_id VARCHAR NOT NULL,         -- digest of task, policy, model version, completion and sample
+    rollout_id VARCHAR NOT NULL,         -- digest of task, policy, model version, sampling, completion and sample
     task_id VARCHAR NOT NULL,
     policy VARCHAR NOT NULL,             -- the name that sources ask for: teacher, labels, student-base …
     model_version VARCHAR NOT NULL,      -- digest of the weights, a served model's own name, or "worked"

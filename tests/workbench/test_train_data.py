@@ -18,7 +18,7 @@ from workbench import train as training  # noqa: E402
 from workbench.data.store import Store  # noqa: E402
 from workbench.errors import InputError, TrainingError  # noqa: E402
 from workbench.policies.lm.rollout import Rollout  # noqa: E402
-from workbench.policies.store import save_rollouts  # noqa: E402
+from workbench.policies.store import load_rollouts, save_rollouts  # noqa: E402
 from workbench.train import train  # noqa: E402
 
 
@@ -138,6 +138,18 @@ def test_a_policy_of_the_store_alone_is_enough(tmp_path: Path) -> None:
     chosen = recipe(tmp_path, method="sequence-kd", student=folder, models={}, environment=None, tasks={"set": "sums"})
     (supply,) = train(chosen, tmp_path / "s.duckdb").rollouts
     assert (supply["num"], supply["reused"], supply["versions"]) == (8, 8, ["some-api"])
+
+
+def test_the_same_words_with_other_settings_are_other_rollouts(tmp_path: Path) -> None:
+    """Else the tasks whose completion happens to be the same would be left out of the run, without a word."""
+    rollouts = [Rollout(f"sum-{i}", [3 + i, 4 + i], [5 + i, 1]) for i in range(8)]
+    plain_model(tmp_path)
+    with Store(tmp_path / "s.duckdb") as store, store.transaction() as con:
+        for sampling in ({"temperature": 1.0}, {"temperature": 0.0}, {"temperature": 1.0}):
+            save_rollouts(con, "teacher", rollouts, ["x"] * 8, model_version="m", tokenizer="t", sampling=sampling)
+        for sampling in ({"temperature": 1.0}, {"temperature": 0.0}):
+            found = load_rollouts(con, "teacher", [r.task_id for r in rollouts], "t", sampling=sampling)
+            assert [len(some) for some in found.values()] == [1] * 8
 
 
 def test_a_bench_brings_its_tasks_and_judges_what_is_written(tmp_path: Path) -> None:
