@@ -25,11 +25,11 @@ def checked_url(base_url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises for what is no number from 0 to 65535
-    except ValueError as e:
-        raise InputError(f"The base URL is no address: {e}.") from e
+    except ValueError as error:  # which may name a part of a password
+        raise InputError("The base URL is no http or https address: look at its host and port.") from error
     if parts.username or parts.password:
         raise InputError("The base URL holds a user name or password; put the key into an environment variable.")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
         raise InputError(f"The base URL {base_url!r} is no http or https address.")
     return url
 

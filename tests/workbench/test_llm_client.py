@@ -220,6 +220,9 @@ def test_server_that_goes_away_is_an_endpoint_error() -> None:
         ("http://[::1", "m", InputError, "no address"),
         ("http://localhost:99999/v1", "m", InputError, "no address"),
         ("http://user:pw@127.0.0.1/v1", "m", InputError, "environment variable"),
+        ("http://127.0.0.1:8o00/v1", "m", InputError, "no http"),
+        ("http://[::1/v1", "m", InputError, "no http"),
+        ("http://127.0.0.1/v1\nx", "m", InputError, "no http"),
     ],
 )
 def test_what_is_not_set_is_said(url: str | None, model: str | None, error: type[Exception], words: str) -> None:
