@@ -34,6 +34,7 @@ from workbench.errors import InputError
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.catalog import method_module
 from workbench.policies.lm.settings import Settings
+from workbench.policies.nouns import Phase, Stored, parts
 from workbench.recipe_values import build, check_keys, checked, from_yaml, method_of, set_value, shared_values
 
 #: Name -> (module, class) of an environment that brings its own tasks.
@@ -210,7 +211,19 @@ def parse(given: Mapping[str, Any], folder: str | Path = ".") -> Recipe | LoopRe
         raise InputError("student: a model behind a server cannot be trained. Name a folder, or {new: {…}}.")
     values["keep_rollouts"] = checked(bool, given.get("keep_rollouts", False), "keep_rollouts")
     _check_tasks(values["tasks"], values.get("environment"))
+    _check_models(values["models"], values["config"].phases())
     return Recipe(**values)
+
+
+def _check_models(models: Mapping[str, Any], phases: Sequence[Phase]) -> None:
+    """A name mistyped would leave the model out, and take whatever rollouts the store has under the right one."""
+    sources = [part for phase in phases for source in phase.sources.values() for part in parts(source)]
+    policies = {part.policy for part in sources if isinstance(part, Stored)}
+    asked = sorted(policies | {role.name for phase in phases for role in phase.roles if role.origin == "given"})
+    for name in models:
+        near = get_close_matches(name, [one for one in asked if one not in models], 1, 0.8)
+        if name not in asked and near:
+            raise InputError(f"models.{name}: the method asks nobody of that name; did you mean {near[0]!r}?")
 
 
 def _check_tasks(tasks: TaskChoice, environment: EnvironmentChoice | None) -> None:

@@ -42,6 +42,7 @@ GIVEN: dict[str, Any] = {"method": "gkd", "student": {"new": {}}, "output": "out
         ({"student": {"new": {}, "folder": "x"}}, r"student: A model is a folder, .*exactly one"),
         ({"models": ["x"]}, r"models must name a model for each role"),
         ({"models": {"teacher": 3}}, r"models\.teacher must hold keys and values, not 3"),
+        ({"models": {"techer": "x"}}, r"models\.techer: the method asks nobody of that name; did you mean 'teacher'\?"),
         ({"environment": {"size": 3}}, r"environment must have a name"),
         ({"environment": "chess"}, r"there is no environment 'chess'; there are rooms"),
         ({"environment": {"name": "rooms", "size": "big"}}, r"environment\.size: input should be a valid integer"),
