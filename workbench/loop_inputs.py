@@ -141,23 +141,35 @@ def _arrays(
     place = Path(chosen.path or "").expanduser()
     try:
         with np.load(place, allow_pickle=False) as file:
-            lacking = [name for name in needed if name not in file.files]
-            if lacking:
-                raise InputError(f"{place} has no array {lacking[0]!r}; it has {', '.join(file.files) or 'none'}.")
-            kinds = dict(needed) | {name: kind for name, kind in optional.items() if name in file.files}
-            found = {name: torch.from_numpy(file[name].astype(kind)) for name, kind in kinds.items()}
-    except (OSError, ValueError, AttributeError) as error:  # AttributeError: a single array, *.npy
+            given = {name: file[name] for name in file.files if name in needed or name in optional}
+            names = ", ".join(file.files) or "none"
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: a single array, *.npy
         raise InputError(f"{place} is no *.npz of arrays: {' '.join(str(error).split())[:200]}") from error
+    if lacking := [name for name in needed if name not in given]:
+        raise InputError(f"{place} has no array {lacking[0]!r}; it has {names}.")
+    kinds = {name: kind for name, kind in {**needed, **optional}.items() if name in given}
+    for name, kind in kinds.items():
+        _check_array(f"{place}: {name}", given[name], kind == "int64")
+    found = {name: torch.from_numpy(given[name].astype(kind)) for name, kind in kinds.items()}
     lengths = {len(one) for one in found.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(f"{place}: {', '.join(found)} must have one length above 0, not {sorted(lengths)}.")
-    for name, one in found.items():
-        if not one.isfinite().all() or (one.dtype == torch.int64 and one.min() < 0):
-            raise InputError(f"{place}: {name} holds numbers that are not finite, or classes below 0.")
     if all_rows or chosen.num is None:
         return found
     order = torch.randperm(next(iter(lengths)), generator=torch.Generator().manual_seed(chosen.seed))[: chosen.num]
     return {name: one[order] for name, one in found.items()}
+
+
+def _check_array(place: str, given: Any, is_class: bool) -> None:
+    """Numbers, and for classes one whole number from 0 a row."""
+    import numpy as np
+
+    if given.dtype.kind not in "biuf" or given.ndim == 0:
+        raise InputError(f"{place} must be an array of numbers, not {given.dtype} of shape {[*given.shape]}.")
+    if is_class and given.ndim != 1:
+        raise InputError(f"{place} must be one class a row [N], not {[*given.shape]}.")
+    if not np.isfinite(given).all() or (is_class and ((given < 0) | (given % 1 != 0)).any()):
+        raise InputError(f"{place} holds numbers that are not finite, or classes below 0 or between whole numbers.")
 
 
 class Gatherer:

@@ -57,6 +57,10 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
         ({"x0": np.full((3, 2), np.nan)}, "not finite"),
         ({"x0": np.zeros((3, 2)), "c": np.array([0, 1, -1])}, "classes below 0"),
         ({"x0": np.array([{}, {}])}, "no \\*.npz of arrays"),
+        ({"x0": np.zeros((3, 2)), "c": np.zeros((3, 4))}, r"c must be one class a row \[N\], not \[3, 4\]"),
+        ({"x0": np.zeros((3, 2)), "c": np.array([0, 0.5, 1])}, "classes below 0 or between whole numbers"),
+        ({"x0": np.float64(1)}, r"x0 must be an array of numbers, not float64 of shape \[\]"),
+        ({"x0": np.zeros((3, 2)), "c": np.array(["cat", "dog", "cat"])}, "c must be an array of numbers"),
     ],
 )
 def test_unfit_files_are_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
@@ -69,6 +73,9 @@ def test_a_path_goes_with_a_file(tmp_path: Path) -> None:
         loop_recipe(tmp_path, FLOW, data={"name": "file"})
     with pytest.raises(InputError, match=r"is no \*.npz"):
         train(loop_recipe(tmp_path, FLOW, data={"name": "file", "path": str(tmp_path / "none.npz")}), tmp_path / "s")
+    np.save(tmp_path / "one.npy", SAMPLES["x0"])
+    with pytest.raises(InputError, match=r"is no \*.npz"):
+        train(loop_recipe(tmp_path, FLOW, data={"name": "file", "path": str(tmp_path / "one.npy")}), tmp_path / "s")
 
 
 @pytest.mark.parametrize("kind", ["unet2d", "dit2d"])
