@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors.torch import save_model
 from torch import nn
 
-#: (phase, step, name -> value): called at every logging step.
+#: (phase, step, name -> value): called at every logging step, and with no values before a checkpoint is written: what
+#: was told until then should be kept now, because a run that goes on from there does not tell it again.
 OnMetrics = Callable[[str, int, Mapping[str, float]], None]
 
 

@@ -96,11 +96,11 @@ class Tracker:
             )
 
     def on_metrics(self, phase: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes numbers in; they reach the store every few seconds."""
+        """Takes numbers in; they reach the store every few seconds, and when there are none (a checkpoint comes)."""
         self._metrics += [(phase, step, name, value) for name, value in numbers.items()]
         if "loss" in numbers:
             self.say(f"{phase}: step {step}, loss {numbers['loss']:.4g}")
-        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+        if (not numbers and (self._metrics or self._kept)) or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             try:
                 self._flush(wait_seconds=1.0)
             except StoreError as error:  # training goes on; the rows wait for the next time

@@ -292,7 +292,7 @@ class LmTrainer(DistillationTrainer):
         """Written by the run, with its lineage, not by TRL."""
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains; raises TrainingError if no parameter of the student moved."""
+        """Trains; raises TrainingError if no parameter of the student has moved at the phase's end."""
         if isinstance(resume_from_checkpoint, str):
             folder = Path(resume_from_checkpoint)
             self.phase.state.update(json.loads((folder / STATE_FILE).read_text()))
@@ -303,7 +303,8 @@ class LmTrainer(DistillationTrainer):
                 load_model(extra, str(folder / "modules.safetensors"))
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._after_step()
-        if _fingerprint(self.model) == self._at_start and self.state.max_steps > 0:
+        # not where it was stopped before: the first step of a warm-up has a learning rate of 0
+        if self.state.global_step >= self.state.max_steps > 0 and _fingerprint(self.model) == self._at_start:
             raise TrainingError(
                 f"Phase {self.phase.name!r}: no parameter of the student moved in {self.state.global_step} steps. The "
                 "loss does not reach it: look at the loss weights (all 0?), the learning rate, and what requires grad."

@@ -47,8 +47,8 @@ def run_method(
             load_model(student, str(home / "start.safetensors"))
         else:
             save_weights(student, home / "start.safetensors")
-        stop = StopRequest()
-        watch = _Watch(phase.name, on_metrics, stop)
+        stop, checkpoint = StopRequest(), _last_checkpoint(home)
+        watch = _Watch(phase.name, on_metrics, stop, checkpoint is not None)
         trainer = LmTrainer(
             student, _arguments(settings, phase, home), tokenizer, phase, tasks, models=models, stored=stored,
             environment=environment, keep=keep, callbacks=[watch],
@@ -56,7 +56,7 @@ def run_method(
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         with stop:
-            trainer.train(_last_checkpoint(home))
+            trainer.train(checkpoint)
         if stop.is_asked and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(f"Stopped after step {trainer.state.global_step} of phase {phase.name!r}; it is saved.")
         trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -99,17 +99,29 @@ def _last_checkpoint(home: Path) -> str | None:
 
 
 class _Watch(TrainerCallback):
-    """Hands metrics on, and stops the run after the current step when asked to."""
+    """Hands metrics on, and stops the run after the current step when asked to.
 
-    def __init__(self, phase: str, on_metrics: OnMetrics | None, stop: StopRequest) -> None:
-        self.phase, self.on_metrics, self.stop = phase, on_metrics, stop
+    Args: is_resumed: the phase goes on from a checkpoint.
+    """
+
+    def __init__(self, phase: str, on_metrics: OnMetrics | None, stop: StopRequest, is_resumed: bool) -> None:
+        self.phase, self.on_metrics, self.stop, self.is_resumed = phase, on_metrics, stop, is_resumed
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self.on_metrics and state.is_world_process_zero:
-            numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-            self.on_metrics(self.phase, state.global_step, numbers)
+        if "train_loss" in (logs or {}) and (self.is_resumed or self.stop.is_asked):
+            return  # transformers' summary knows only the steps since the run was taken up
+        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self._hand_on(state, numbers)
+        if control.should_save:
+            self._hand_on(state, {})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if self.stop.is_asked:
             control.should_save = control.should_training_stop = True
+        if control.should_save:
+            self._hand_on(state, {})
         return control
+
+    def _hand_on(self, state: Any, numbers: dict[str, float]) -> None:
+        if self.on_metrics and state.is_world_process_zero:
+            self.on_metrics(self.phase, state.global_step, numbers)

@@ -105,6 +105,8 @@ class LoopTrainer:
                 self._report(on_metrics)
             is_asked = stop is not None and stop.is_asked
             if folder and not is_last and (is_asked or self.step % self.settings.save_every == 0):
+                if on_metrics and self.accelerator.is_main_process:
+                    on_metrics(self.phase.name, self.step, {})
                 self.save(folder)
             if is_asked:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from workbench.policies.lm.methods.soda import Soda  # noqa: E402
 from workbench.policies.lm.rollout import Rollout  # noqa: E402
 from workbench.policies.lm.run import run_method  # noqa: E402
 from workbench.policies.lm.settings import Settings  # noqa: E402
+from workbench.policies.running import Interrupted  # noqa: E402
 from workbench.policies.tasks import Task  # noqa: E402
 
 TOKENIZER = make_tokenizer()
@@ -67,3 +70,37 @@ def test_adapters_train_and_the_base_stays(tmp_path: Path, on_policy: float) -> 
         if "lora_" not in name:
             plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
             assert torch.equal(p, base[plain]), name
+
+
+def test_ctrl_c_in_the_first_step_of_a_warm_up_is_no_failure(tmp_path: Path) -> None:
+    """Its learning rate is 0, so that nothing has moved. The run that went on tells no mean loss of half of it."""
+    seen: list[tuple[str, int, dict[str, float]]] = []
+
+    def go(keep: Any = None) -> Any:
+        return run_method(
+            make_model(TOKENIZER, 1), TOKENIZER, Gkd(), TASKS, Settings(**SETTINGS, warmup_steps=2, log_every=1),
+            tmp_path, models={"teacher": make_model(TOKENIZER, 2)}, keep=keep,
+            on_metrics=lambda phase, step, numbers: seen.append((phase, step, dict(numbers))),
+        )  # fmt: skip
+
+    with pytest.raises(Interrupted, match="Stopped after step 1 of phase 'distil'"):
+        go(keep=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    go()
+    assert [step for _, step, numbers in seen if "loss" in numbers] == [1, 2, 3, 4]
+    assert not any("train_loss" in numbers for _, _, numbers in seen)
+
+
+def test_metrics_are_told_to_be_kept_before_a_checkpoint_that_has_them_behind_it(tmp_path: Path) -> None:
+    told: list[tuple[int, bool, list[str]]] = []
+
+    def tell(phase: str, step: int, numbers: Any) -> None:
+        there = sorted(path.name for path in (tmp_path / "1-distil").glob("checkpoint-*"))
+        told.append((step, bool(numbers), there))
+
+    run_method(
+        make_model(TOKENIZER, 1), TOKENIZER, Gkd(), TASKS, Settings(**SETTINGS, save_every=2, log_every=1), tmp_path,
+        models={"teacher": make_model(TOKENIZER, 2)}, on_metrics=tell,
+    )  # fmt: skip
+    at = told.index((2, True, []))
+    assert told[at + 1] == (2, False, [])  # what step 2 told, kept before the checkpoint is begun
+    assert (3, True, ["checkpoint-2"]) in told

@@ -224,6 +224,16 @@ def test_metrics_that_are_no_numbers_are_stored_too(tmp_path: Path) -> None:
     assert found == [("grad_norm", "nan"), ("high", "inf"), ("loss", "0.5")]
 
 
+def test_metrics_are_stored_before_a_checkpoint_however_short_the_time(tmp_path: Path) -> None:
+    from workbench.train_rows import Tracker
+
+    rows = Tracker(tmp_path / "s.duckdb", "r", lambda _: None)
+    for step in (1, 2, 3):
+        rows.on_metrics("p", step, {"loss": 0.5})
+    rows.on_metrics("p", 3, {})
+    assert query(tmp_path, "SELECT step FROM metrics ORDER BY 1") == [(1,), (2,), (3,)]
+
+
 def test_what_cannot_be_trained_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "s.duckdb"
     off = {"on_policy": 0.0, "policy": "someone"}
