@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -267,10 +268,18 @@ class LmTrainer(DistillationTrainer):
                     averaged.lerp_(student[key].detach().to(averaged.dtype), 1 - decay)
         loss = float(cast(Tensor, self.accelerator.reduce(self._step_loss, "mean")))
         self._step_loss = None
+        if math.isnan(loss):
+            raise self._diverged(f"the loss of step {self.state.global_step} is not a number")
         if self.phase.after_step:
             self.phase.after_step(self.phase.state, loss, self.state.global_step, self.state.max_steps)
         for key, value in self.phase.state.items():
             self._metrics["train"][f"state/{key}"].append(value)
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"Phase {self.phase.name!r}: {what}: training has diverged. Take a smaller learning rate "
+            f"({self.args.learning_rate:g}) or max_grad_norm ({self.args.max_grad_norm:g}), or look at the rollouts."
+        )
 
     # -- resuming ----------------------------------------------------------------------------------------------------
 
@@ -292,7 +301,7 @@ class LmTrainer(DistillationTrainer):
         """Written by the run, with its lineage, not by TRL."""
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains; raises TrainingError if no parameter of the student has moved at the phase's end."""
+        """Trains; raises TrainingError if it diverges, or no parameter of the student has moved at the phase's end."""
         if isinstance(resume_from_checkpoint, str):
             folder = Path(resume_from_checkpoint)
             self.phase.state.update(json.loads((folder / STATE_FILE).read_text()))
@@ -303,8 +312,11 @@ class LmTrainer(DistillationTrainer):
                 load_model(extra, str(folder / "modules.safetensors"))
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._after_step()
+        at_end = _fingerprint(self.model)
+        if not all(math.isfinite(square) for _, square in at_end):
+            raise self._diverged(f"weights of the student are not finite after step {self.state.global_step}")
         # not where it was stopped before: the first step of a warm-up has a learning rate of 0
-        if self.state.global_step >= self.state.max_steps > 0 and _fingerprint(self.model) == self._at_start:
+        if self.state.global_step >= self.state.max_steps > 0 and at_end == self._at_start:
             raise TrainingError(
                 f"Phase {self.phase.name!r}: no parameter of the student moved in {self.state.global_step} steps. The "
                 "loss does not reach it: look at the loss weights (all 0?), the learning rate, and what requires grad."

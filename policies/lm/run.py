@@ -88,7 +88,7 @@ def _arguments(settings: Settings, phase: Phase, home: Path) -> DistillationConf
         max_completion_length=settings.max_completion_tokens, temperature=settings.temperature, top_k=0,
         save_strategy="steps", save_steps=settings.save_every, save_total_limit=2, logging_steps=settings.log_every,
         bf16=settings.bf16, use_cpu=settings.cpu, activation_checkpointing=settings.activation_checkpointing,
-        seed=settings.seed, report_to="none", disable_tqdm=True,
+        seed=settings.seed, report_to="none", disable_tqdm=True, logging_nan_inf_filter=False,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("trl")
 
 from tiny_models import make_model, make_tokenizer  # noqa: E402
 
+from workbench.errors import TrainingError  # noqa: E402
 from workbench.policies.lm.methods.gkd import Gkd  # noqa: E402
 from workbench.policies.lm.methods.soda import Soda  # noqa: E402
 from workbench.policies.lm.rollout import Rollout  # noqa: E402
@@ -104,3 +105,18 @@ def test_metrics_are_told_to_be_kept_before_a_checkpoint_that_has_them_behind_it
     at = told.index((2, True, []))
     assert told[at + 1] == (2, False, [])  # what step 2 told, kept before the checkpoint is begun
     assert (3, True, ["checkpoint-2"]) in told
+
+
+def test_a_student_that_diverges_is_an_error_and_no_result(tmp_path: Path) -> None:
+    """transformers would log a loss of 0 for one that is not a number."""
+    seen: list[dict[str, float]] = []
+    with pytest.raises(TrainingError, match=r"not a number: training has diverged\. Take a smaller learning rate"):
+        run_method(
+            make_model(TOKENIZER, 1), TOKENIZER, Gkd(divergence="forward_kl", on_policy=0.0), TASKS,
+            Settings(**{**SETTINGS, "learning_rate": 1e30}, log_every=1), tmp_path, stored=STORED,
+            models={"teacher": make_model(TOKENIZER, 2)}, on_metrics=lambda *args: seen.append(dict(args[2])),
+        )  # fmt: skip
+    assert all(numbers["loss"] != 0 for numbers in seen if "loss" in numbers)
+    assert not (tmp_path / "1-distil" / "end.safetensors").exists()
+    with pytest.raises(TrainingError, match="weights of the student are not finite after step 1"):
+        run(tmp_path / "last", Gkd(), steps=1, learning_rate=3e38, weight_decay=10.0)
