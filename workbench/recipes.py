@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -151,7 +152,7 @@ class RolloutSettings:
         for name in ("per_task", "tries", "top_k"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
-        if self.temperature < 0 or self.prior < 0 or not 0 <= self.noise <= 1:
+        if not (0 <= self.temperature < inf and 0 <= self.prior < inf and 0 <= self.noise <= 1):
             raise InputError("temperature and prior must be 0 or more, and noise in [0, 1].")
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 from workbench.errors import InputError
+
+#: transformers' schedules that need nothing but the number of steps.
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +34,7 @@ class Settings:
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-4
-    schedule: str = "constant_with_warmup"
+    schedule: Schedule = "constant_with_warmup"
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -45,5 +52,10 @@ class Settings:
         for name in ("steps", "batch_size", "accumulation", "max_completion_tokens", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"The setting {name} must be 1 or more, not {getattr(self, name)}.")
-        if not self.temperature > 0:
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_rank", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise InputError(f"The setting {name} must be 0 or more, not {getattr(self, name)}.")
+        if not 0 < self.learning_rate < inf:
+            raise InputError(f"The learning rate must be above 0, not {self.learning_rate}.")
+        if not 0 < self.temperature < inf:
             raise InputError(f"The temperature of rollouts must be above 0, not {self.temperature}.")

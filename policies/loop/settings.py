@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from workbench.errors import InputError
@@ -48,7 +49,12 @@ class LoopSettings:
         for name in ("steps", "batch_size", "accumulation", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"The setting {name} must be 1 or more, not {getattr(self, name)}.")
-        if not self.learning_rate > 0:
+        for name in ("warmup_steps", "momentum", "weight_decay", "max_grad_norm", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise InputError(f"The setting {name} must be 0 or more, not {getattr(self, name)}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas must be in [0, 1), not {list(self.betas)}.")
+        if not 0 < self.learning_rate < inf:
             raise InputError(f"The learning rate must be above 0, not {self.learning_rate}.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay must be in [0, 1), not {self.ema_decay}.")

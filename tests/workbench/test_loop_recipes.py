@@ -38,6 +38,8 @@ OUT = {"output": "out"}
         (FLOW, {"student": {"new": {"kind": "vit"}}}, r"student\.new\.kind: 'vit' is no network for diffusion; .*dit"),
         (FLOW, {"student": {"new": {"kind": "mlp", "hiden": 8}}}, r"Unknown key 'student\.new\.hiden'; .*'hidden'"),
         (FLOW, {"student": {"new": {"kind": "mlp", "hidden": 0}}}, r"student\.new: hidden must be 1 or more, not 0"),
+        (FLOW, {"settings": {"betas": [0.9, 1.0]}}, r"settings: betas must be in \[0, 1\), not \[0\.9, 1\.0\]"),
+        (FLOW, {"settings": {"weight_decay": -1}}, r"settings: The setting weight_decay must be 0 or more, not -1"),
         (FLOW, {"student": {"new": {"kind": "mlp", "schedule": "vp"}}}, r"student\.new\.schedule: input should be"),
         (FLOW, {"student": {"new": {"kind": "mlp"}, "folder": "x"}}, r"student: A network is .*exactly one"),
         (FLOW, {"student": {"fodler": "x"}}, r"Unknown key 'student\.fodler'; did you mean 'folder'\?"),
