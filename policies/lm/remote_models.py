@@ -106,7 +106,7 @@ class RemoteModel:
         """See ServedModel.top_k; InputError also for a text that must not leave the machine."""
         self._needs_tokenizer("scores are of token ids")
         texts = [self.tokenizer.decode([*p, *c]) for p, c in zip(prompts, completions, strict=True)]
-        self._refuse_secrets([(f"a completion ({text[:40]!r} …)", text) for text in texts])
+        self._refuse_secrets([(f"a completion ({redact(text).text[:40]!r} …)", text) for text in texts])
         return self.served.top_k(prompts, completions, k)
 
     def _needs_tokenizer(self, why: str) -> None:
