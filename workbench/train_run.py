@@ -142,8 +142,14 @@ class Run(ABC):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Two processes in one run folder would mix their checkpoints."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"The run's folder {self.folder} cannot be written ({error.strerror}). Name another `output`."
+            ) from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from workbench.errors import InputError
 from workbench.policies.lm.rollout import Rollout
 from workbench.policies.tasks import Environment, Prompt, Task
 
@@ -16,9 +17,19 @@ Write = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt; chat messages go through the tokenizer's template, opened for the assistant's turn."""
+    """Token ids of a prompt; chat messages go through the tokenizer's template, opened for the assistant's turn.
+
+    Raises: InputError for chat messages and a tokenizer without a template.
+    """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        name = getattr(tokenizer, "name_or_path", "") or "the model"
+        raise InputError(
+            f"A task's prompt is chat messages, and the tokenizer of {name} has no "
+            "chat template: give it the one that its model was trained with (tokenizer.chat_template), or write the "
+            "prompts as text."
+        )
     return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
 
 

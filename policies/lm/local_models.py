@@ -96,8 +96,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer in a folder; raises InputError if there is none."""
     from transformers import AutoTokenizer
 
+    place = Path(folder).expanduser()
+    if not place.is_dir():  # transformers would take it for a name on a hub, and look into its cache
+        raise InputError(f"There is no tokenizer in {folder}: it is no folder.")
     try:
-        return AutoTokenizer.from_pretrained(Path(folder).expanduser(), padding_side="left", **_SAFE)
+        return AutoTokenizer.from_pretrained(place, padding_side="left", **_SAFE)
     except (OSError, ValueError) as error:
         raise InputError(f"There is no tokenizer in {folder}: {' '.join(str(error).split())[:400]}") from error
 

@@ -78,12 +78,13 @@ class ServedModel:
 
         Raises: InputError for what the server cannot do, EndpointError where it fails.
         """
-        prompts = [task.prompt(context) for task in tasks for _ in range(num_samples)]
-        written = self.write(prompts, max_tokens, temperature, k=k, seed=seed)
         owners = [task for task in tasks for _ in range(num_samples)]
+        prompts = [task.prompt(context) for task in owners]
+        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]  # first: what fails here costs no request
+        written = self.write(prompts, max_tokens, temperature, k=k, seed=seed)
         return [
-            Rollout(task.id, encode(self.tokenizer, prompt), one.ids, None, one.logprobs, None, one.scores, one.meta)
-            for task, prompt, one in zip(owners, prompts, written, strict=True)
+            Rollout(task.id, ids, one.ids, None, one.logprobs, None, one.scores, one.meta)
+            for task, ids, one in zip(owners, encoded, written, strict=True)
         ]
 
     def writer(self, temperature: float = 1.0, seed: int | None = None) -> Write:

@@ -232,6 +232,7 @@ def test_the_chat_template_is_used_when_asked_for(tmp_path: Path) -> None:
     read: list[str] = []
     policy = made.policy(lambda prompt, rng: read.append(prompt) or "#### 0")
     scored(tmp_path, made.sums(3), policy)
+    policy.tokenizer.chat_template = "as apply_chat_template writes it"
     scored(tmp_path, made.sums(3), policy, replace(GREEDY, is_chat=True))
     assert read[0] == "0 + 0 = "
     assert read[3] == "<user>0 + 0 ="

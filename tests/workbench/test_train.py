@@ -248,6 +248,9 @@ def test_what_cannot_be_trained_is_refused_with_advice(tmp_path: Path, monkeypat
         train(recipe(tmp_path, student=str(tmp_path / "pickled")), store)
     with pytest.raises(NotFound, match="The store has no tasks 'gsm8k'"):
         train(recipe(tmp_path, tasks={"set": "gsm8k"}), store)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"cannot be written .* Name another `output`"):
+        train(recipe(tmp_path, output=str(tmp_path / "file")), store)
     with pytest.raises(InputError, match="needs a model for the role 'teacher'"):
         train(recipe(tmp_path, models={}), store)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from tiny_models import make_tokenizer  # noqa: E402
 from tiny_server import make_served, shared  # noqa: E402
 from training_made import plain_model, query, recipe  # noqa: E402
 
+from workbench.data.store import Store  # noqa: E402
 from workbench.errors import InputError, TrainingError  # noqa: E402
 from workbench.policies.lm.local_models import load  # noqa: E402
 from workbench.policies.lm.remote_models import remote  # noqa: E402
+from workbench.policies.store import save_tasks  # noqa: E402
 from workbench.policies.tasks import Task  # noqa: E402
 from workbench.train import RunResult, train  # noqa: E402
 
@@ -122,7 +125,7 @@ def test_a_tokenizer_of_another_model_is_noticed(tmp_path: Path, server: Any) ->
         pytest.raises(InputError, match=r"cuts a sentence into \d+ tokens, and the tokenizer that the recipe names"),
     ):
         _ = teacher.served
-    with pytest.raises(InputError, match="There is no tokenizer in"):
+    with pytest.raises(InputError, match=r"There is no tokenizer in .*nowhere: it is no folder"):
         remote(server.url, "tiny", make_tokenizer(), tokenizer=tmp_path / "nowhere")
 
 
@@ -136,6 +139,26 @@ def test_no_secret_leaves_the_machine() -> None:
     ) as e:
         teacher.roll_out(tasks, context="prompt", max_tokens=4, temperature=1.0, seed=0)
     assert key not in str(e.value)
+    words = make_tokenizer(["aws_access_key_id", "=", key])
+    scorer = remote("http://192.0.2.1/v1", "tiny", words)
+    ids = words(f"aws_access_key_id = {key}")["input_ids"]
+    with pytest.raises(InputError, match="looks like a secret") as e:
+        replace(scorer, is_text_only=False).top_k([ids], [ids], 4)
+    assert key not in str(e.value)
+
+
+def test_chat_prompts_without_a_template_are_refused_before_the_server_is_asked(tmp_path: Path, server: Any) -> None:
+    folder = plain_model(tmp_path)
+    tasks = [Task(f"chat-{i}", {"prompt": [{"role": "user", "content": f"w{i}"}]}, "w1") for i in range(8)]
+    with Store(tmp_path / "s.duckdb") as store, store.transaction() as con:
+        save_tasks(con, "chats", "train", tasks)
+    for models in ({"teacher": {"served": {"url": server.url, "model": "tiny"}}}, {"teacher": folder}):
+        chosen = recipe(
+            tmp_path, method="sequence-kd", student=folder, models=models, environment=None, tasks={"set": "chats"}
+        )
+        with pytest.raises(InputError, match=r"has no chat template: give it the one"):
+            train(chosen, tmp_path / "s.duckdb")
+    assert not [body for body in server.bodies() if body.get("max_tokens") == 8]
 
 
 def test_a_server_that_fails_leaves_what_was_written(tmp_path: Path, server: Any) -> None:
