@@ -9,6 +9,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import shutil
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -25,13 +26,15 @@ import workbench
 from workbench import train_rows
 from workbench.data.records import digest
 from workbench.data.store import Store
-from workbench.errors import InputError, is_interrupt
+from workbench.errors import InputError, StoreFull, is_interrupt
 from workbench.loop_recipes import LoopRecipe
 from workbench.policies.versions import folder_version
 from workbench.recipes import Recipe
 from workbench.train_rows import Tracker
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "numpy")
+#: With less free space than this, what failed has failed for want of it.
+_FULL_BYTES = 1 << 16
 #: What decides a result: a change of one of these files makes another run.
 _CODE = (
     "kernels",
@@ -174,6 +177,11 @@ class Run(ABC):
                 rows.end("interrupted")
             else:
                 rows.end("failed", f"{type(error).__name__}: {error}")
+                if shutil.disk_usage(self.folder).free < _FULL_BYTES:  # libraries say it in words of their own
+                    raise StoreFull(
+                        f"The disk that holds {self.folder} is full. Free some space and run the command again: it "
+                        "goes on from the last checkpoint."
+                    ) from error
             raise
         rows.end("done", artifacts=artifacts)
 

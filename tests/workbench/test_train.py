@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from training_made import CHILD_CODE, SMALL, query, recipe, training_child  # no
 from workbench import train as training  # noqa: E402
 from workbench.cli import app  # noqa: E402
 from workbench.data.store import Store  # noqa: E402
-from workbench.errors import InputError, NotFound  # noqa: E402
+from workbench.errors import InputError, NotFound, StoreFull  # noqa: E402
 from workbench.policies.running import Interrupted  # noqa: E402
 from workbench.recipes import read  # noqa: E402
 from workbench.train import train  # noqa: E402
@@ -183,6 +184,11 @@ def test_a_failure_is_a_row_and_the_next_call_goes_on(tmp_path: Path, monkeypatc
         with pytest.raises(RuntimeError, match="out of memory"):
             train(recipe(tmp_path), tmp_path / "s.duckdb")
     assert query(tmp_path, "SELECT status, error FROM runs") == [("failed", "RuntimeError: out of memory")]
+    with monkeypatch.context() as patched:
+        patched.setattr(lm_run, "run_method", fail)
+        patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(StoreFull, match=r"is full\. Free some space and run the command again"):
+            train(recipe(tmp_path), tmp_path / "s.duckdb")
     assert not train(recipe(tmp_path), tmp_path / "s.duckdb").was_done
     assert query(tmp_path, "SELECT status, error FROM runs") == [("done", None)]
 
