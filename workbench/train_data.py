@@ -30,7 +30,7 @@ TEST_SHARE = 1 / 3  # of an environment's own tasks; for rooms the split of the 
 LABELS = "labels"
 BASE = "student-base"
 WORKED = "worked"  # the model version of worked answers
-_CHUNK = 256  # rollouts between two commits
+_CHUNK, _SERVED_CHUNK = 256, 32  # rollouts between two commits: what a failure loses, and a served one is paid for
 Stock = dict[str, list["Rollout"]]
 
 
@@ -219,13 +219,15 @@ class Gatherer:
         self, policy: str, tasks: Sequence[Task], each: int, version: str, sampling: Any
     ) -> Iterator[tuple[int, list[Task]]]:
         """(number of the sample, tasks that lack it) in chunks; a kill between two of them loses neither."""
+        source = self.recipe.models.get(policy)
+        chunk = _SERVED_CHUNK if source and source.served else _CHUNK
         there, _ = self._load(policy, tasks, version, sampling)
         counts = {task: len(rollouts) for task, rollouts in there.items()}
         for number in range(each):
             lacking = [task for task in tasks if counts.get(task.id, 0) <= number]
-            for start in range(0, len(lacking), _CHUNK):
+            for start in range(0, len(lacking), chunk):
                 self.say(f"{policy}: rollout {number + 1} of {each}, task {start + 1:,} of {len(lacking):,}")
-                yield number, lacking[start : start + _CHUNK]
+                yield number, lacking[start : start + chunk]
 
     def _write(
         self,

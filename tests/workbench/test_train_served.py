@@ -17,10 +17,11 @@ from tiny_models import make_tokenizer  # noqa: E402
 from tiny_server import make_served, shared  # noqa: E402
 from training_made import plain_model, query, recipe  # noqa: E402
 
+from workbench import train_data  # noqa: E402
 from workbench.data.store import Store  # noqa: E402
-from workbench.errors import InputError, TrainingError  # noqa: E402
+from workbench.errors import EndpointError, InputError, TrainingError  # noqa: E402
 from workbench.policies.lm.local_models import load  # noqa: E402
-from workbench.policies.lm.remote_models import remote  # noqa: E402
+from workbench.policies.lm.remote_models import RemoteModel, remote  # noqa: E402
 from workbench.policies.store import save_tasks  # noqa: E402
 from workbench.policies.tasks import Task  # noqa: E402
 from workbench.train import RunResult, train  # noqa: E402
@@ -161,9 +162,27 @@ def test_chat_prompts_without_a_template_are_refused_before_the_server_is_asked(
     assert not [body for body in server.bodies() if body.get("max_tokens") == 8]
 
 
-def test_a_server_that_fails_leaves_what_was_written(tmp_path: Path, server: Any) -> None:
-    """The next run goes on with the chunks that are there; here there is one, and it is written whole."""
+def test_a_server_that_fails_leaves_what_was_written(
+    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run goes on with the chunks that are there."""
     served = {"served": {"url": "http://127.0.0.1:9/v1", "model": "tiny"}}
     with pytest.raises((TrainingError, RuntimeError), match=r"127\.0\.0\.1:9"):
         run(tmp_path, served, method="sequence-kd")
     assert query(tmp_path, "SELECT count(*) FROM rollouts") == [(0,)]
+    served = {"served": {"url": server.url, "model": "tiny"}}
+    monkeypatch.setattr(train_data, "_SERVED_CHUNK", 3)
+    asked: list[int] = []
+    write = RemoteModel.roll_out
+
+    def fail_once(self: RemoteModel, tasks: Any, **options: Any) -> Any:
+        asked.append(len(tasks))
+        if len(asked) == 2:
+            raise EndpointError("it keeps failing")
+        return write(self, tasks, **options)
+
+    monkeypatch.setattr(RemoteModel, "roll_out", fail_once)
+    with pytest.raises(EndpointError, match="it keeps failing"):
+        run(tmp_path, served, method="sequence-kd")
+    (supply,) = run(tmp_path, served, method="sequence-kd").rollouts
+    assert (supply["reused"], supply["made"], asked) == (3, 5, [3, 3, 3, 2])
