@@ -160,6 +160,9 @@ def parse_time(value: Any) -> int | None:
     None for anything else, and for moments outside the years 1971 to 2199: a wrong clock is no time.
     """
     if isinstance(value, str):
+        # Digits alone are a number before they are a date: 998706187200800000 would be one of the year 9987.
+        if value.isdecimal() and (at := parse_time(_number(value))) is not None:
+            return at
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
