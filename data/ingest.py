@@ -110,8 +110,8 @@ def ingest(
 
     Raises: InputError, StoreError. A kill at any moment leaves whole conversations only; run again to go on.
     """
-    if format is not None and format not in importers.IMPORTERS:
-        raise InputError(f"No format is called {format!r}. Known: {', '.join(importers.IMPORTERS)}.")
+    if format is not None:
+        importers.importer(format)
     return _Ingest(store, format, on_change).run(find(list(paths), store.path), progress)
 
 

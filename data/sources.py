@@ -53,6 +53,13 @@ class Found:
     seekable: bool = False
 
 
+def check(paths: list[str], store: Path) -> None:
+    """Looks at what is named before a store is made for it. Raises: InputError, as `find` does."""
+    for given in paths:
+        if given != "-" and not Path(given).expanduser().is_dir():
+            list(find([given], store))
+
+
 def find(paths: list[str], store: Path | None = None) -> Iterator[Found]:
     """All sources below the given paths in a stable order; "-" is standard input.
 

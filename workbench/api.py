@@ -39,15 +39,19 @@ def ingest(
         format: an importer's name; None = detected from the content.
         progress: called with each source's path and the report so far.
 
-    Raises: InputError for a path that does not exist; StoreError.
+    Raises: InputError for a path that does not exist or cannot be read, and an unknown format; StoreError.
     """
-    from workbench.data import spool
+    from workbench.data import importers, sources, spool
     from workbench.data.ingest import ingest as run
     from workbench.memory.index import on_change
 
-    with Store(store) as opened:
+    path, given = Path(store) if store is not None else default_path(), [os.fspath(p) for p in paths]
+    sources.check(given, path)  # before Store: what cannot be meant makes no empty store
+    if format is not None:
+        importers.importer(format)
+    with Store(path) as opened:
         spool.absorb(opened, on_change)
-        return run(opened, [os.fspath(p) for p in paths], format=format, on_change=on_change, progress=progress)
+        return run(opened, given, format=format, on_change=on_change, progress=progress)
 
 
 def distill(

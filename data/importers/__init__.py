@@ -7,6 +7,7 @@ from importlib import import_module, resources
 
 from workbench.data.importers.base import Importer, Probe
 from workbench.data.records import digest
+from workbench.errors import InputError
 
 #: Of `detect`: those that come after need not be asked, which costs as much as reading a small log.
 CERTAIN = 96
@@ -18,7 +19,9 @@ IMPORTERS = (
 
 
 def importer(name: str) -> Importer:
-    """The importer module of a format name in IMPORTERS."""
+    """The importer module of a format name. Raises: InputError for a name that is not in IMPORTERS."""
+    if name not in IMPORTERS:
+        raise InputError(f"No format is called {name!r}. Known: {', '.join(IMPORTERS)}.")
     return import_module(f"workbench.data.importers.{name}")  # type: ignore[return-value]
 
 

@@ -121,6 +121,19 @@ def test_paths_that_do_not_exist(path: Path, tmp_path: Path) -> None:
     helpers.assert_one_message(helpers.workbench(path, "ingest", tmp_path / "none"), 2)
 
 
+def test_what_cannot_be_meant_makes_no_store(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "unreadable").symlink_to("/proc/self/mem")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 no zip")
+    (tmp_path / "good.jsonl").write_bytes(session("a"))
+    for name in ("none", "unreadable", "pipe", "a.zip"):
+        with pytest.raises(InputError):
+            api.ingest([tmp_path / "good.jsonl", tmp_path / name], path)
+    with pytest.raises(InputError, match="No format"):
+        api.ingest([tmp_path / "good.jsonl"], path, format="nonsense")
+    assert not path.exists()
+
+
 def test_names_that_are_no_utf8(path: Path, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/logs-\xff"
     os.mkdir(folder)
