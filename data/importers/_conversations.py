@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from workbench.data.importers._blocks import known_string
-from workbench.data.importers._members import not_understood, read_rows
+from workbench.data.importers._members import not_understood, read_rows, without_end
 from workbench.data.importers.base import SHAPE_ERRORS, Source
 from workbench.data.importers.json_stream import Member
-from workbench.data.records import Checkpoint, Message, Record, digest
+from workbench.data.records import Checkpoint, Message, Record, Unreadable, digest
 
 #: Ids shorter than this number rows of one file ("0", "task-7"); they say nothing about other files.
 _UNIQUE_ID_LENGTH = 16
@@ -36,8 +36,13 @@ def read_conversations(
         # Lines have no index: only there does a next read begin in the middle of the file.
         yield Checkpoint(member.offset + member.length if member.index is None else None)
 
-    yield from read_rows(source, (), on_member)
-    if whole:
+    is_cut = False
+    for record in read_rows(source, (), on_member):
+        is_cut |= isinstance(record, Unreadable) and record.unfinished
+        yield record
+    if is_cut and whole:
+        yield without_end(source.start, end - source.start, whole)  # perhaps the first of many lines
+    elif whole:
         try:
             yield from list(convert(whole, source.start, end - source.start))
         except SHAPE_ERRORS as error:

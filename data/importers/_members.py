@@ -56,6 +56,15 @@ def convert_members(source: Source, members: Iterator[Member | Unreadable], conv
 def not_understood(offset: int, length: int, value: Any, error: Exception) -> Unreadable:
     """The quarantine entry of a value whose shape is not what was expected."""
     reason = f"unexpected shape: {type(error).__name__}: {str(error)[:200]}"
+    return Unreadable(offset, length, reason, _raw(value))
+
+
+def without_end(offset: int, length: int, value: Any) -> Unreadable:
+    """The quarantine entry of a document that is still being written: without its end it is another conversation."""
+    return Unreadable(offset, length, "the document has no end: still being written?", _raw(value), unfinished=True)
+
+
+def _raw(value: Any) -> bytes:
     try:
         raw = orjson.dumps(value)
     except TypeError:
@@ -63,7 +72,7 @@ def not_understood(offset: int, length: int, value: Any, error: Exception) -> Un
             raw = json.dumps(value, default=repr).encode("ascii", "replace")
         except (ValueError, RecursionError):
             raw = b""
-    return Unreadable(offset, length, reason, raw[:KEPT_RAW_BYTES])
+    return raw[:KEPT_RAW_BYTES]
 
 
 def read_rows(source: Source, arrays: Collection[str], convert: Convert) -> Iterator[Record]:

@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 
 from workbench.data.importers._chat_parts import chat_messages, first, loads_or_same, parts_of, token_counts
-from workbench.data.importers._members import convert_members
+from workbench.data.importers._members import convert_members, without_end
 from workbench.data.importers.base import Probe, Source, as_text
 from workbench.data.importers.json_stream import Member, read_members
-from workbench.data.records import Conversation, Message, Part, Record, digest, parse_time
+from workbench.data.records import Conversation, Message, Part, Record, Unreadable, digest, parse_time
 
 FORMAT = "swe_agent"
 
@@ -54,8 +54,15 @@ def detect(probe: Probe) -> int:
 def read(source: Source) -> Iterator[Record]:
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES_IN_MEMORY) as spool:
         run = _Run(source, spool)
-        yield from convert_members(source, read_members(source, _ARRAYS), run.member)
-        yield from run.end()
+        is_cut = False
+        for record in convert_members(source, read_members(source, _ARRAYS), run.member):
+            is_cut |= isinstance(record, Unreadable) and record.unfinished
+            yield record
+        if is_cut and (run.num_steps or not run.session_id):
+            # What is still to come may tell the steps, and makes the session id.
+            yield without_end(0, 0, run.fields)
+        else:
+            yield from run.end()
 
 
 def _dict(value: Any) -> dict[str, Any]:

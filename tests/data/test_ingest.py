@@ -151,6 +151,28 @@ def test_unfinished_line_leaves_quarantine_when_it_is_completed(path: Path, tmp_
     assert quarantined(path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("openai_chat/support-rows.jsonl", 0.83), ("swe_agent", 0.2), ("swe_agent", 0.6), ("swe_agent", 0.8)],
+)
+def test_a_document_that_is_still_being_written_is_no_conversation_of_its_own(
+    name: str, share: float, path: Path, tmp_path: Path
+) -> None:
+    sample = SAMPLES / name
+    whole = (sample if sample.is_file() else next(sample.iterdir())).read_bytes()
+    end = whole.index(b"\n") if sample.is_file() else len(whole)  # of the first line, or of the document
+    log = tmp_path / "log.json"
+    log.write_bytes(whole[: int(end * share)])
+    api.ingest([log], path)
+    assert any(unfinished for *_, unfinished in quarantined(path))
+    log.write_bytes(whole)
+    api.ingest([log], path)
+    api.ingest([log], tmp_path / "once")
+    for sql in ("SELECT conversation_id FROM conversations", "SELECT message_id FROM messages"):
+        assert sorted(query(path, sql)) == sorted(query(tmp_path / "once", sql))
+    assert quarantined(path) == quarantined(tmp_path / "once")
+
+
 def test_truncated_replaced_and_rotated(path: Path, tmp_path: Path) -> None:
     log = helpers.write_jsonl(tmp_path / "a.jsonl", _session("one"))
     whole = log.read_bytes()
