@@ -130,7 +130,8 @@ def _merge(spans: Iterable[_Span]) -> list[_Span]:
     out: list[_Span] = []
     for span in sorted(spans, key=lambda s: (s.start, -s.end)):
         if out and span.start < out[-1].end:
-            out[-1] = out[-1]._replace(end=max(out[-1].end, span.end))
+            if span.kind != "email":  # what follows a password in a URL is its host
+                out[-1] = out[-1]._replace(end=max(out[-1].end, span.end))
         else:
             out.append(span)
     return out
@@ -286,6 +287,10 @@ _SEPARATOR = re.compile(
     r"(?:\\*(?:[\"'`\])]|\\u002[27])){0,2}[ \t]{0,4}(?P<sign>:=|=>|={1,3}|!==?|:|\b(?:is|was)\b)[ \t]{0,4}"
 )
 _FLAG = re.compile(r"[ \t]+|=")
+_FISH = re.compile(r"\bset[ \t]+(?:-\w*[xgU]\w*|--(?:export|global|universal))(?:[ \t]+-[\w-]+)*[ \t]+\Z")
+_FISH_VALUE = re.compile(r"[ \t]+(?!\()")
+_SAID = re.compile(r"\b(?:us(?:e[ds]?|ing)|with|try|encrypted)[ \t]+(?:(?:the|this|my)[ \t]+)?\Z", re.IGNORECASE)
+_SAID_VALUE = re.compile(r"[ \t]+(?=\\*[\"'][^\s\"'])")
 _MARKUP = re.compile(r">(?=[^<\s])")
 _QUOTED = re.compile(r"(?P<q>\\*(?:[\"'`]|\\u002[27]))(?P<value>(?:(?!(?P=q))[^\r\n]){1,8000})(?P=q)")
 _BARE = re.compile(r"(?:\\*[\"'`])?(?P<value>[^\s\"'`]{1,600})")
@@ -320,7 +325,9 @@ def _assignments(text: str) -> Iterator[_Span]:
             end = cut.start() if cut else end
             end = start + len(text[start:end].rstrip(".,;:)}]>\\"))
         name = prefix + m.group()
-        is_shell = prefix.startswith("--") or (name.isupper() and separator.group() == "=")
+        is_shell = (
+            prefix.startswith("--") or separator.re is _FISH_VALUE or (name.isupper() and separator.group() == "=")
+        )
         is_quoted = value.re is _QUOTED
         if m.group().lower() == "pass" and not is_shell:  # SMTP_PASS=…, but no second_pass: …
             continue
@@ -344,9 +351,14 @@ def _separator(text: str, name: re.Match[str], prefix: str) -> re.Match[str] | N
     found = _SEPARATOR.match(text, name.end())
     if not found and prefix.startswith("--"):
         found = _FLAG.match(text, name.end())
-    before = name.start() - len(prefix) - 1
-    if not found and before >= 0 and text[before] == "<":
+    start = name.start() - len(prefix)
+    before = text[max(0, start - 80) : start]
+    if not found and before.endswith("<"):
         found = _MARKUP.match(text, name.end())
+    if not found and _FISH.search(before):
+        found = _FISH_VALUE.match(text, name.end())
+    if not found and not prefix and name.group().lower().startswith("pass") and _SAID.search(before):
+        found = _SAID_VALUE.match(text, name.end())
     return found
 
 

@@ -9,6 +9,7 @@ _B = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=\dm)|(?<=%[0-9A-F][0-9A-F])|(?<=\\u[
 _FILE_ENDINGS = "png|jpe?g|gif|svg|webp|ico|js|ts|tsx|jsx|py|css|json|md|html|service|timer|target"
 # A stretch that no word and no name in lower case has: `sk-learn-pipeline-2` is no key, `jina-embeddings-v2` no token.
 _RUN = r"(?=[A-Za-z0-9_=-]{0,60}[A-Za-z0-9]{16})"
+_SERVERS = "postgres(?:ql)?|mysql|mariadb|mongodb|mssql|clickhouse|rediss?|amqps?|mqtts?|nats|kafka|ldaps?"
 #: (kind, literal that must occur, pattern; its group 1 if it has one, must the secret have a digit)
 SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
     ("api-key", "sk-", re.compile(_B + rf"sk-{_RUN}[A-Za-z0-9_-]{{20,}}"), True),
@@ -37,6 +38,9 @@ SHAPES: tuple[tuple[str, str, re.Pattern[str], bool], ...] = (
     ("authorization", "auth", re.compile(r"(?:\"auth\\?\"\s*:\s*\\?\"|:_auth\s*=\s*\"?)"
                                          r"([A-Za-z0-9+/]{12,}={0,2})"), True),
     ("password", "://", re.compile(r"://[^\s:/@\"'<>]{0,200}:([^\s/\"'<>]{1,200})@(?=[\w.\[-])"), False),
+    # Only there is what holds a "/" no path; after a port it is one.
+    ("password", "://", re.compile(rf"\b(?:{_SERVERS})(?:\+\w{{1,20}})?://[^\s:/@\"'<>]{{0,200}}:(?!\d{{1,5}}/)"
+                                   r"([^\s/@\"'<>]{0,200}/(?:(?!://|\\[nrt])[^\s\"'<>]){0,200})@(?=[\w.\[-])"), False),
     ("api-key", "://", re.compile(r"://([A-Za-z0-9_-]{16,200})(?::x-oauth-basic)?@(?=[\w.\[-])"), True),
     ("signature", "=", re.compile(r"[?&](?:sig|signature|X-Amz-Signature|X-Amz-Security-Token|X-Goog-Signature)="
                                   r"([^&\s\"'<>\\]{16,})"), False),
