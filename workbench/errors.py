@@ -14,7 +14,8 @@ WorkbenchError (1)
     ├── StoreBusy (15)                  another process is writing and did not yield in time
     └── StoreMissing (16)               there is no store yet
 
-Exit code 3 is no error: a command that finished and had to put something into quarantine.
+Exit code 3 is no error: a command that finished and left something over: records in quarantine, exchanges
+that could not be distilled.
 """
 
 from __future__ import annotations

@@ -37,6 +37,25 @@ def test_distil_with_a_model_server(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+def test_exchanges_that_failed_are_said_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "s.duckdb")]
+    run([*store, "ingest", str(ROOT / "data" / "samples" / "codex"), "--json"])
+    with FakeServer() as server:
+        command = [*store, "distill", "--distiller", "llm", "--base-url", server.url, "--model", "tiny"]
+        server.plan([{"match": "", "faults": ["400"] * 200}])
+        capsys.readouterr()
+        assert run([*command, "--json"]) == 3
+        failed = json.loads(capsys.readouterr().out.splitlines()[-1])["memories"]["failed"]
+        assert failed > 0
+        assert run(command) == 3
+        assert f"still pending: {failed}. The same command tries them again." in capsys.readouterr().out
+        server.plan()
+        assert run(command) == 0
+    capsys.readouterr()
+    assert run(["--help"]) == 0
+    assert "not distilled" in " ".join(capsys.readouterr().out.split())
+
+
 def test_unreachable_server_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "s.duckdb")]
     run([*store, "ingest", str(ROOT / "data" / "samples" / "codex"), "--json"])

@@ -31,9 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Agent logs go in; compact, searchable memories come out. Start with `workbench demo`, or with "
     "`workbench ingest ~/.claude/projects`, then `workbench distill`, then `workbench recall 'what I am looking for'`.",
-    epilog="Exit codes: 0 done; 2 wrong use; 3 done, but something is in quarantine; 4 not found; 5 an extra is "
-    "missing; 6 a model server failed; 10-16 the store (11 newer, 12 damaged, 13 read-only, 14 disk full, 15 busy, "
-    "16 missing); 130 interrupted.",
+    epilog="Exit codes: 0 done; 2 wrong use; 3 done, but something is left over (in quarantine, or not distilled); "
+    "4 not found; 5 an extra is missing; 6 a model server failed; 10-16 the store (11 newer, 12 damaged, "
+    "13 read-only, 14 disk full, 15 busy, 16 missing); 130 interrupted.",
 )
 
 

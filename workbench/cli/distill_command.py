@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli.app import app
 from workbench.cli.output import Json, number, print_json, progress, table
-from workbench.errors import InputError
+from workbench.errors import EXIT_QUARANTINED, InputError
 
 if TYPE_CHECKING:
     from workbench.data.store import Store
@@ -50,10 +50,11 @@ def distill(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", rich_help_panel=LLM)] = 60.0,
     json: Json = False,
-) -> None:
+) -> int:
     """Turn exchanges into compact memories. Goes on where it stopped; Ctrl-C loses at most a second of work.
 
-    With llm, secrets are redacted before anything is sent, answers are cached, and what fails stays pending.
+    With llm, secrets are redacted before anything is sent, answers are cached, and what fails stays pending:
+    exit code 3 says that some did, and the same command tries them again.
     """  # fmt: skip
     from workbench import api
 
@@ -86,6 +87,7 @@ def distill(
         report = api.distill(context.obj, chosen, limit=limit, embedder=embedder, progress=look)
     usage = made[0].usage.as_json() if made else None
     print_json({**report.as_json(), **({"usage": usage} if usage else {})}) if json else _print(report, usage)
+    return EXIT_QUARANTINED if report.failed else 0
 
 
 def _print(report: DistillReport, usage: dict[str, Any] | None) -> None:
@@ -99,3 +101,5 @@ def _print(report: DistillReport, usage: dict[str, Any] | None) -> None:
     table(f"Distilled by {report.distiller} in {report.seconds:.1f} s", rows)
     for reason, count in report.reasons.most_common(5):
         typer.echo(f"{count} x {reason}")
+    if report.failed:
+        typer.echo(f"Failed and still pending: {number(report.failed)}. The same command tries them again.")
