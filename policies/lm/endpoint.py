@@ -7,8 +7,11 @@ given is spoken to: no proxy, no redirect.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import EndpointError, InputError, MissingExtra
@@ -80,15 +83,31 @@ class Endpoint:
     def map(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`post` for each body, at most `concurrency` at once; the answers in the order of the bodies.
 
-        Raises: the first error; requests that have not begun by then are not made.
+        Raises: the first error; requests that have not begun by then are not made. Ctrl-C waits for none of them.
         """
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            futures = [pool.submit(self.post, path, body) for body in bodies]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        futures: list[Future[dict[str, Any]]] = [Future() for _ in bodies]
+        waiting = deque(zip(futures, bodies, strict=True))
+
+        def work() -> None:
+            while waiting:
+                with suppress(IndexError):  # another thread took the last one
+                    future, body = waiting.popleft()
+                    try:
+                        future.set_result(self.post(path, body))
+                    except BaseException as error:
+                        future.set_exception(error)
+
+        # No ThreadPoolExecutor: the process would not end before its threads have.
+        threads = [Thread(target=work, name="request", daemon=True) for _ in range(min(self._concurrency, len(bodies)))]
+        for thread in threads:
+            thread.start()
+        try:
+            return [future.result() for future in futures]
+        except BaseException as error:
+            waiting.clear()
+            for thread in threads if isinstance(error, Exception) else ():
+                thread.join()
+            raise
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
+from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
@@ -279,6 +283,24 @@ def test_a_hanging_server_is_left(server: Any) -> None:
         pytest.raises(EndpointError, match=r"no answer within 0\.2 s.*longer timeout_seconds"),
     ):
         endpoint.post("/completions", {"prompt": [3]})
+
+
+def test_interrupting_waits_for_no_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with Endpoint(url, "tiny", timeout_seconds=5, max_retries=0, concurrency=2) as endpoint:
+
+            def interrupt() -> None:
+                with silent.accept()[0], silent.accept()[0]:  # both requests are open
+                    os.kill(os.getpid(), signal.SIGINT)
+                    is_checked.wait()
+
+            is_checked = Event()
+            Thread(target=interrupt).start()
+            with pytest.raises(KeyboardInterrupt):
+                endpoint.map("/completions", [{"prompt": [3]}] * 4)
+            assert len([t for t in enumerate_threads() if t.name == "request"]) == 2, "nobody waited for them"
+            is_checked.set()
 
 
 def test_an_answer_that_is_built_wrongly_is_no_traceback(server: Any, endpoint: Endpoint) -> None:
