@@ -85,6 +85,7 @@ class Writer:
         self._begun_seq = self._seq
         self._open: dict[str, _Open] = {}
         self._cids: dict[str, str] = {}
+        self._paths: dict[str, str] = {}  # of the sources read since
         self._quarantined: dict[str, tuple[Any, ...]] = {}
         self._quarantined_bytes = 0
         self._clear_batch()
@@ -97,6 +98,7 @@ class Writer:
     def begin_source(self, source_id: str, path: str, format: str) -> None:
         """The records that follow come from this source."""
         self._source_id, self._path, self._format = source_id, path, format
+        self._paths[source_id] = path
         self._cids = {}
 
     def conversation(self, record: Conversation) -> None:
@@ -253,7 +255,8 @@ class Writer:
         first_seq = self._look_up(cids, self._seq + 1)
         counted = self.con.execute(
             "SELECT conversation_id, count(*), epoch_us(min(created_at)), epoch_us(max(created_at)), min(seq), "
-            "count(DISTINCT native_id) < count(*) OR count(parent_native_id) > 0 OR count(agent_id) > 0 "
+            "count(DISTINCT native_id) < count(*) OR count(parent_native_id) > 0 OR count(agent_id) > 0, "
+            "arg_min(source_id, seq) FILTER (WHERE agent_id IS NULL) "  # the main log, not a sub-agent's
             "FROM messages WHERE seq >= $2 AND conversation_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY ALL",
             [cids, first_seq],
         ).fetchall()
@@ -275,10 +278,11 @@ class Writer:
         for cid in cids:
             o = self._open[cid]
             r = o.record
-            count, started, ended, first_seq, _ = facts.get(cid, (0, None, None, o.first_seq, False))
+            count, started, ended, first_seq, _, main = facts.get(cid, (0, None, None, o.first_seq, False, None))
+            source_id = main if main in self._paths else o.source_id
             rows.append(
                 (cid, o.format, r.session_id, r.agent, r.project, r.title, r.model, r.parent_session_id, r.active_leaf,
-                 started or r.started_at, ended, o.source_id, o.path, first_seq, count, _json(r.meta))
+                 started or r.started_at, ended, source_id, self._paths[source_id], first_seq, count, _json(r.meta))
             )  # fmt: skip
         insert_rows(self.con, "conversations", _CONVERSATIONS, rows)
 
@@ -286,16 +290,18 @@ class Writer:
         """Adds what is newly known to a stored conversation; False if it stays as it was."""
         r = self._open[cid].record
         fields = ("agent", "project", "title", "model", "parent_session_id", "active_leaf")
+        columns = ("source_id", "path", "num_messages", *fields)
         [before] = self.con.execute(
-            f"SELECT num_messages, {', '.join(fields)}, meta FROM conversations WHERE conversation_id = ?", [cid]
+            f"SELECT {', '.join(columns)}, meta FROM conversations WHERE conversation_id = ?", [cid]
         ).fetchall()
-        count, started, ended = facts[:3] if facts else (0, None, None)
-        after = [count, *(getattr(r, name) or old for name, old in zip(fields, before[1:-1], strict=True))]
+        count, started, ended, _, _, main = facts or (0, None, None, None, None, None)
+        source = (main, self._paths[main]) if main in self._paths else before[:2]
+        after = [*source, count, *(getattr(r, name) or old for name, old in zip(fields, before[3:-1], strict=True))]
         meta = _json({**orjson.loads(before[-1] or "{}"), **r.meta})
         if [*after, meta] == [*before[:-1], _json(orjson.loads(before[-1] or "{}"))]:
             return False
         self.con.execute(
-            f"UPDATE conversations SET num_messages = ?, {' = ?, '.join(fields)} = ?, meta = ?, "
+            f"UPDATE conversations SET {' = ?, '.join(columns)} = ?, meta = ?, "
             "started_at = coalesce(make_timestamptz(?::BIGINT), started_at), ended_at = make_timestamptz(?::BIGINT) "
             "WHERE conversation_id = ?",
             [*after, meta, started or r.started_at, ended, cid],

@@ -384,3 +384,15 @@ def test_pieces_of_a_message_that_come_later_stand_behind_the_earlier_ones(path:
     found = query(path, "SELECT call_id, seq FROM parts WHERE kind = 'tool_call' ORDER BY seq, ordinal")
     assert [call_id for call_id, _ in found][-8:] == [f"t{i}" for i in range(8)]
     assert len({seq for _, seq in found[-8:]}) == 8
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_path_of_a_conversation_is_that_of_its_main_log(path: Path, at_once: bool) -> None:
+    folder = SAMPLES / "claude_code"
+    agent, main = folder / "agent-b7d21e0.jsonl", folder / "rate-limit.jsonl"
+    for paths in [[agent, main]] if at_once else [[agent], [main], [agent]]:
+        api.ingest(paths, path)
+    assert query(path, "SELECT path FROM conversations") == [(str(main),)]
+    assert api.ingest([agent, main], path).conversations_unchanged == 1
+    [(cid,)] = query(path, "SELECT conversation_id FROM conversations")
+    assert api.show(cid, path)["source"]["path"] == str(main)
