@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.app import app
-from workbench.cli.output import Json, number, print_json, progress, table
+from workbench.cli.output import Json, number, print_json, progress, say, table
 from workbench.errors import EXIT_QUARANTINED, InputError
 
 if TYPE_CHECKING:
@@ -100,6 +100,6 @@ def _print(report: DistillReport, usage: dict[str, Any] | None) -> None:
     ]  # fmt: skip
     table(f"Distilled by {report.distiller} in {report.seconds:.1f} s", rows)
     for reason, count in report.reasons.most_common(5):
-        typer.echo(f"{count} x {reason}")
+        say(f"{count} x {reason}")
     if report.failed:
-        typer.echo(f"Failed and still pending: {number(report.failed)}. The same command tries them again.")
+        say(f"Failed and still pending: {number(report.failed)}. The same command tries them again.")
