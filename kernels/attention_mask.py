@@ -22,7 +22,7 @@ class Visibility:
         window: at most this many keys, the query's own included: position p sees p - window < key (and, where it is not
             causal, key < p + window).
         key_padding_BK: bool, True = a real key.
-        mask_BHQK: bool, True = visible; B and H may be 1.
+        mask_BHQK: bool, True = visible; each dimension may be 1, for all.
     """
 
     num_queries: int
@@ -55,8 +55,10 @@ class Visibility:
         if self.key_padding_BK is not None:
             padding = self.key_padding_BK[:, None, None, first_key:end_key]
             seen = padding if seen is None else seen & padding
-        if self.mask_BHQK is not None:
-            mask = self.mask_BHQK[:, :, first_query:end_query, first_key:end_key]
+        if (mask := self.mask_BHQK) is not None:
+            # A dimension of 1 stands for all queries or keys: there is nothing to cut from it.
+            mask = mask if mask.shape[2] == 1 else mask[:, :, first_query:end_query]
+            mask = mask if mask.shape[3] == 1 else mask[..., first_key:end_key]
             seen = mask if seen is None else seen & mask
         return seen
 

@@ -201,6 +201,17 @@ def test_dropout_drops_and_keeps_the_mean(path):
     assert abs(out.mean() - 1) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 300, 1), (1, 1, 1, 300), (1, 4, 1, 1)])
+@pytest.mark.parametrize("path", ["sdpa", "tiled"])
+def test_a_mask_of_one_query_or_key_goes_with_a_long_window(path, shape):
+    """It was cut along with the window's bands, and nothing of it was left from the second on."""
+    qkv = inputs(4, 2, 2, 2, 300, 300, 3, 3)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.4
+    found = attention(*qkv, causal=True, window=5, mask=mask, implementation=path)
+    expected = attention(*qkv, causal=True, window=5, mask=mask, implementation="reference")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_empty_lengths():
     q, k, v = inputs(0, 1, 1, 1, 3, 4, 2, 2)
     assert torch.equal(attention(q, k[:, :, :0], v[:, :, :0]), torch.zeros(1, 1, 3, 2, dtype=torch.float64))
