@@ -256,8 +256,9 @@ def _call_sdpa(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **kwargs)
     if q.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
         # One query: the query heads of a key head become its queries, and nothing is copied.
-        out = F.scaled_dot_product_attention(q.view(k.shape[0], k.shape[1], groups, -1), k, v, attn_mask=mask, **kwargs)
-        return out.reshape(*q.shape[:3], -1)
+        rows = q.view(k.shape[0], k.shape[1], groups, q.shape[3])
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, **kwargs)
+        return out.reshape(*q.shape[:3], v.shape[3])
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **kwargs)
     # With a mask, SDPA serves grouped queries on CUDA by its slowest kernel only.

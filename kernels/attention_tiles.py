@@ -41,10 +41,12 @@ class _Heads:
     def queries(self, x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        return x.to(self.wide).reshape(self.batch * self.key_heads, self.groups, self.num_queries, -1)
+        return x.to(self.wide).reshape(self.batch * self.key_heads, self.groups, self.num_queries, x.shape[-1])
 
     def keys(self, x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(self.wide).reshape(self.batch * self.key_heads, self.num_keys, -1)
+        if x is None:
+            return None
+        return x.to(self.wide).reshape(self.batch * self.key_heads, self.num_keys, x.shape[-1])
 
     def tiles(self, options: TileOptions):
         for q0 in range(0, self.num_queries, options.tile_queries):
@@ -110,13 +112,12 @@ def forward_tiles(q, k, v, tq, tk, tv, key_padding, mask, options: TileOptions):
             s, ts, _ = _scores(qt, ks[:, k0:k1], tqt, tkt, options)
             heads.hide(s, q0, q1, k0, k1)
             state.add(s, ts, vs[:, k0:k1], tvt)
-        shape = (n, groups, q1 - q0, -1)
-        o, to, log_sum, mu = state.finish()
-        out[:, :, q0:q1], lse[:, :, q0:q1] = o.view(shape), log_sum.view(shape)
+        o, to, log_sum, mu = (x.unflatten(1, (groups, q1 - q0)) for x in state.finish())
+        out[:, :, q0:q1], lse[:, :, q0:q1] = o, log_sum
         if tangent is not None:
-            tangent[:, :, q0:q1], mean[:, :, q0:q1] = to.view(shape), mu.view(shape)
-    shape = (heads.batch, heads.query_heads, num_queries, -1)
-    rows = shape[:3]
+            tangent[:, :, q0:q1], mean[:, :, q0:q1] = to, mu
+    rows = (heads.batch, heads.query_heads, num_queries)
+    shape = (*rows, vs.shape[-1])
     empty = q.new_empty(heads.batch, 0)
     return (
         out.view(shape).to(q.dtype),
@@ -267,6 +268,6 @@ def backward_tiles(grad, grad_tangent, inputs, key_padding, mask, results, optio
             for name, x in found.items():
                 sums[name][:, k0:k1].add_(x)
         for name, x in rows.sums.items():
-            sums[name][:, :, q0:q1] = x.mul_(options.scale).view(x.shape[0], heads.groups, q1 - q0, -1)
+            sums[name][:, :, q0:q1] = x.mul_(options.scale).unflatten(1, (heads.groups, q1 - q0))
     empty = q.new_zeros(heads.batch, 0)
     return tuple(sums[name].view(x.shape).to(x.dtype) if x is not None else empty for name, x in by_name.items())

@@ -218,6 +218,16 @@ def test_empty_lengths():
     assert attention(q[:, :, :0], k, v, softcap=1.0).shape == (1, 1, 0, 2)
 
 
+@pytest.mark.parametrize("num_queries", [1, 3])
+@pytest.mark.parametrize("path", PATHS)
+def test_an_empty_batch(path, num_queries):
+    q, k, v = (x.requires_grad_() for x in inputs(0, 0, 2, 2, num_queries, 4, 2, 3))
+    found = attention(q, k, v, causal=True, implementation=path)
+    assert found.shape == (0, 4, num_queries, 3)
+    found.sum().backward()
+    assert q.grad is not None
+
+
 def test_vmap_and_functional_gradients():
     """On the tiles; SDPA on a CPU has no batching rule, and PyTorch warns of the loop that it runs instead."""
     q, k, v = inputs(9, 6, 1, 2, 5, 7, 4, 4)
