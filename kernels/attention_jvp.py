@@ -94,7 +94,8 @@ class _Attention(Function):
 
             if attention_jvp_triton.supports(q, v, options):
                 return attention_jvp_triton.forward(q, k, v, tq, tk, tv, options.scale, options.causal)
-        return forward_tiles(q, k, v, tq, tk, tv, key_padding, mask, options)
+        with _no_autocast(q):
+            return forward_tiles(q, k, v, tq, tk, tv, key_padding, mask, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output) -> None:
@@ -141,9 +142,9 @@ class _Backward(Function):
 
     @staticmethod
     def forward(grad, grad_tangent, q, k, v, tq, tk, tv, key_padding, mask, out, tangent, lse, mean, options):  # type: ignore[override]
-        return backward_tiles(
-            grad, grad_tangent, (q, k, v, tq, tk, tv), key_padding, mask, (out, tangent, lse, mean), options
-        )
+        inputs, results = (q, k, v, tq, tk, tv), (out, tangent, lse, mean)
+        with _no_autocast(q):
+            return backward_tiles(grad, grad_tangent, inputs, key_padding, mask, results, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output) -> None:
@@ -166,6 +167,11 @@ class _Backward(Function):
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[override]
         return _fold_vmap(_Backward, info, in_dims, inputs)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    """Autocast would take some of the tiles' products in 16 bits, and add them up with others in 32, which fails."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _fold_vmap(function: type[Function], info, in_dims, inputs):

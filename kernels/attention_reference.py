@@ -31,7 +31,8 @@ def reference_attention(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     groups = q.shape[1] // k.shape[1]
     keys, values = (x.to(wide).repeat_interleave(groups, dim=1) for x in (k, v))
-    scores = q.to(wide) @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.to(wide) @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
@@ -44,4 +45,5 @@ def reference_attention(
         weights = scores.masked_fill(~visible & sees, -torch.inf).softmax(-1).masked_fill(~(visible & sees), 0.0)
     if dropout > 0.0:
         weights = torch.nn.functional.dropout(weights, dropout)
-    return (weights @ values).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        return (weights @ values).to(q.dtype)

@@ -263,3 +263,25 @@ def test_memory_is_linear_in_length_except_on_the_reference(path, monkeypatch):
         )
         (out * tangent).sum().backward()
     assert (seen.elements < length * length / 8) == (path == "auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_autocast_changes_nothing(softcap, dtype):
+    """The sums are in float32 as ever; half of the products in bfloat16 did not even fit together."""
+    tensors = inputs(8, 2, 2, 2, 7, 11, 4, 3, dtype=dtype)
+    leaves = [x.requires_grad_() for x in tensors]
+
+    def results() -> list[torch.Tensor]:
+        capped = attention(*leaves[:3], softcap=2.0)
+        plain = attention(*leaves[:3], softcap=softcap, implementation="reference")
+        return [*attention_with_tangent(*leaves, softcap=softcap), capped, plain]
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    gradients = [torch.autograd.grad(sum(x.float().square().sum() for x in each), leaves) for each in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
