@@ -126,6 +126,18 @@ def test_a_network_without_forward_mode_is_refused_with_the_way_out() -> None:
     torch.testing.assert_close((value, change), (x, x))
 
 
+def test_derivatives_are_as_good_under_autocast() -> None:
+    """Of the difference, bfloat16's round-off left a third wrong."""
+    network, x, t = net(), randn(64, 2).float(), times(64, 0.1, 0.9).float()
+    along = randn(64, 2, seed=1).float()
+    exact = total_derivative(network, x, t, along, torch.ones(64))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        jvp = total_derivative(network, x, t, along, torch.ones(64))[1]
+        difference = total_derivative(network, x, t, along, torch.ones(64), "difference")[1]
+    for change in (jvp, difference):
+        assert (change - exact).norm() < 0.05 * exact.norm()
+
+
 def test_at_the_exact_flow_map_the_tangent_and_the_gradient_are_0() -> None:
     oracle = one_gaussian(schedule=TRIG)
     student = FlowMap(oracle).double()
