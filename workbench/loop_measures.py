@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workbench.loop_inputs import Data
+    from workbench.policies.diffusion.schedules import Schedule
     from workbench.policies.loop.view import Table
 
 
@@ -31,35 +32,39 @@ def generator_samples(nets: Mapping[str, Any], chosen: EvaluationChoice, data: D
     z = torch.randn(chosen.num, *data.shape, generator=generator)
     c = torch.randint(data.num_classes, (chosen.num,), generator=generator) if data.num_classes else None
     found = {}
+    # A student learns at steps of the teacher's schedule, which its own need not share.
+    schedule = nets["teacher" if "teacher" in nets else "student"].schedule
     with torch.no_grad():
         for name, net in nets.items():
             for steps in chosen.teacher_steps if name == "teacher" else chosen.student_steps:
                 noise = torch.Generator().manual_seed(chosen.seed + 1)
-                sampled = _by_ode if name == "teacher" or chosen.sampler == "ode" else _by_renoising
-                found[f"{name}@{steps}"] = sampled(net, z, c, steps, chosen, noise, guided=name == "teacher")
+                if name == "teacher" or chosen.sampler == "ode":
+                    made = _by_ode(net, z, c, steps, chosen.guidance if name == "teacher" else 1.0)
+                else:
+                    made = _by_renoising(net, schedule, z, c, steps, chosen.start, noise)
+                found[f"{name}@{steps}"] = made
     return found
 
 
-def _by_ode(
-    net: Any, z: Tensor, c: Tensor | None, steps: int, chosen: EvaluationChoice, noise: Any, *, guided: bool
-) -> Tensor:
+def _by_ode(net: Any, z: Tensor, c: Tensor | None, steps: int, guidance: float) -> Tensor:
     from workbench.policies.diffusion.predict import Guided, Predictor
     from workbench.policies.diffusion.samplers import ode, prior, uniform_times
 
-    predictor = Guided(Predictor(net), chosen.guidance if guided else 1.0)
+    predictor = Guided(Predictor(net), guidance)
     return ode(predictor, prior(z, net.schedule), uniform_times(net.schedule, steps), c, "ddim")
 
 
 def _by_renoising(
-    net: Any, z: Tensor, c: Tensor | None, steps: int, chosen: EvaluationChoice, noise: Any, *, guided: bool
+    net: Any, schedule: Schedule, z: Tensor, c: Tensor | None, steps: int, start: float, noise: Any
 ) -> Tensor:
     import torch
 
     from workbench.policies.diffusion.generation import simulate, step_times
     from workbench.policies.diffusion.predict import Predictor
 
-    times = step_times(net.schedule, steps, chosen.start, len(z))
-    return simulate(Predictor(net), z, times, [torch.randn(z.shape, generator=noise) for _ in range(steps - 1)], c)
+    times = step_times(schedule, steps, start, len(z))
+    noises = [torch.randn(z.shape, generator=noise) for _ in range(steps - 1)]
+    return simulate(Predictor(net, schedule), z, times, noises, c)
 
 
 def distances(samples: Mapping[str, Tensor], real: Tensor) -> dict[str, float]:

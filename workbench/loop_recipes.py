@@ -124,7 +124,8 @@ class EvaluationChoice:
         student_steps, teacher_steps: numbers of sampling steps.
         sampler: of the student: "renoise" (x0 is predicted and noised again: consistency models, DMD2, SiD) or "ode"
             (Euler along the flow). The teacher's is always "ode".
-        start: of the student's first step, as a fraction of the schedule (SiD's t_init); below 1 with "renoise" only.
+        start: of the student's first step, as a fraction of the schedule (SiD's t_init), the teacher's if there is one;
+            below 1 with "renoise" only.
         guidance: of the teacher.
         num: samples.
     """

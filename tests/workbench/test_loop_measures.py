@@ -13,6 +13,7 @@ from workbench.loop_measures import accuracies, distances, generator_samples, pi
 from workbench.loop_recipes import DataChoice, EvaluationChoice  # noqa: E402
 from workbench.policies.diffusion.generation import time_at  # noqa: E402
 from workbench.policies.diffusion.oracle import gauss8  # noqa: E402
+from workbench.policies.diffusion.schedules import Schedule, VariancePreserving, matched_time  # noqa: E402
 
 DATA = load_data(DataChoice(name="gauss8", num=1000, classes=2), "diffusion")
 
@@ -28,7 +29,9 @@ def test_an_exact_teacher_is_near_the_data_at_many_steps_and_far_at_one() -> Non
     assert picture(samples).shape == (360, 3 * 360 + 2 * 6)
 
 
-def test_renoising_asks_x0_at_falling_times_from_the_start_on() -> None:
+@pytest.mark.parametrize("teacher", [None, VariancePreserving()])
+def test_renoising_asks_x0_at_falling_times_from_the_start_on(teacher: Schedule | None) -> None:
+    """Of the schedule that the student learned on, the teacher's, at the same signal-to-noise ratios."""
     asked: list[float] = []
 
     class Noted(nn.Module):
@@ -42,9 +45,11 @@ def test_renoising_asks_x0_at_falling_times_from_the_start_on() -> None:
             return 0 * x + c[:, None]
 
     chosen = EvaluationChoice(student_steps=(2,), start=0.5, num=16)
-    samples = generator_samples({"student": Noted()}, chosen, DATA)
-    expected = [float(time_at(torch.tensor(fraction), Noted().schedule)) for fraction in (0.5, 0.25)]
-    assert asked == pytest.approx(expected)
+    nets: dict[str, nn.Module] = {"teacher": gauss8(2, schedule=teacher)} if teacher else {}
+    samples = generator_samples({**nets, "student": Noted()}, chosen, DATA)
+    own = Noted().schedule
+    times = [time_at(torch.tensor(fraction), teacher or own) for fraction in (0.5, 0.25)]
+    assert asked == pytest.approx([float(matched_time(t, teacher or own, own)) for t in times])
     assert set(samples["student@2"].flatten().tolist()) == {0.0, 1.0}
 
 
