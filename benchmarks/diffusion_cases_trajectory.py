@@ -44,7 +44,7 @@ from workbench.policies.diffusion.testbeds import (  # noqa: E402
     toy_teacher,
     warm_student,
 )
-from workbench.policies.digits import digits  # noqa: E402  # fmt: skip
+from workbench.policies.digits import digits  # noqa: E402
 from workbench.policies.nouns import Method, Role  # noqa: E402
 
 Rows = Iterable[tuple[str, dict[str, float]]]

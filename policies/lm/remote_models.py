@@ -106,7 +106,7 @@ class RemoteModel:
         """See ServedModel.top_k; InputError also for a text that must not leave the machine."""
         self._needs_tokenizer("scores are of token ids")
         texts = [self.tokenizer.decode([*p, *c]) for p, c in zip(prompts, completions, strict=True)]
-        self._refuse_secrets([(f"a completion ({redact(text).text[:40]!r} …)", text) for text in texts])
+        self._refuse_secrets([("", text) for text in texts])
         return self.served.top_k(prompts, completions, k)
 
     def _needs_tokenizer(self, why: str) -> None:
@@ -117,13 +117,18 @@ class RemoteModel:
             )
 
     def _refuse_secrets(self, texts: Sequence[tuple[str, str]]) -> None:
-        """Nothing is redacted here: the student would be trained on other words than the teacher answered."""
+        """Nothing is redacted here: the student would be trained on other words than the teacher answered.
+
+        Args: texts: (task id, or "" for a completion, which has no name; text).
+        """
         if is_loopback(self.endpoint.base_url):
             return
         for name, text in texts:
-            if found := redact(text).findings:
+            found = redact(text)
+            if found.findings:
+                named, kinds = name or f"a completion ({found.text[:40]!r} …)", ", ".join(found.findings)
                 raise InputError(
-                    f"{name} holds what looks like a secret ({', '.join(found)}), and {self.endpoint.base_url} is not "
+                    f"{named} holds what looks like a secret ({kinds}), and {self.endpoint.base_url} is not "
                     "on this machine: nothing of this batch was sent. Take the secret out of the task, or serve the "
                     "model here."
                 )
