@@ -6,7 +6,7 @@ first array, wherever pandas is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -22,12 +22,8 @@ _NO_TIME = np.iinfo(np.int64).min  # NumPy's NaT
 
 
 @contextmanager
-def registered(
-    con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, Kind], rows: Sequence[Sequence[Any]]
-) -> Iterator[None]:
-    """Makes rows (values in the order of `columns`; None = NULL) a view of that name inside the block."""
-    values = zip(*rows, strict=True) if rows else [()] * len(columns)
-    arrays = {c: _array(v, kind) for v, (c, kind) in zip(values, columns.items(), strict=True)}
+def viewed(con: duckdb.DuckDBPyConnection, name: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[None]:
+    """Makes arrays a view of that name inside the block."""
     con.register(name, arrays)
     try:
         yield
@@ -35,6 +31,19 @@ def registered(
         # In a transaction that failed this fails as well, and would hide why (a full disk, Ctrl-C).
         with suppress(duckdb.Error):
             con.unregister(name)
+
+
+@contextmanager
+def registered(
+    con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, Kind], rows: Sequence[Sequence[Any]]
+) -> Iterator[None]:
+    """Makes rows (values in the order of `columns`; None = NULL) a view of that name inside the block."""
+    values = zip(*rows, strict=True) if rows else [()] * len(columns)
+    arrays = {c: _array(v, kind) for v, (c, kind) in zip(values, columns.items(), strict=True)}
+    try:
+        with viewed(con, name, arrays):
+            yield
+    finally:
         # DuckDB holds what was registered until the transaction ends: all text of a large log otherwise.
         for array in arrays.values():
             if array.dtype == object:

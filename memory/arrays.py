@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
+
+from workbench.data.columns import viewed
 
 
 def fetch(con: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> dict[str, NDArray]:
@@ -25,10 +26,5 @@ def distinct(values: NDArray) -> NDArray:
 
 def insert(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any], batch: dict[str, NDArray]) -> None:
     """Runs an INSERT … FROM batch, whose columns are these arrays."""
-    con.register("batch", batch)
-    try:
+    with viewed(con, "batch", batch):
         con.execute(sql, parameters)
-    finally:
-        # In a transaction that failed this fails as well, and would hide why.
-        with suppress(duckdb.Error):
-            con.unregister("batch")

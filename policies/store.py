@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 
+from workbench.data.columns import viewed
 from workbench.data.records import digest
 from workbench.errors import NotFound
 from workbench.policies.tasks import Task
@@ -158,9 +158,5 @@ def _insert(
         columns[name] = column = np.empty(len(values), object)
         for at, value in enumerate(values):  # an assignment at once would take lists of one length for a matrix
             column[at] = value
-    con.register("new_rows", columns)
-    try:
+    with viewed(con, "new_rows", columns):
         return con.execute(sql, parameters).fetchall()[0][0]
-    finally:
-        with suppress(duckdb.Error):  # in a transaction that failed this fails as well, and would hide why
-            con.unregister("new_rows")
